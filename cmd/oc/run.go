@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opencomputer/oc/internal/buildinfo"
+	"github.com/opencomputer/oc/internal/cli"
+)
+
+// run is the command line: the client's commands, and those of this node.
+func run(args []string) int {
+	m := cli.New(serveCommand(), upCommand(), downCommand(), statusCommand(), keyCommand(), keeperCommand())
+	m.Version = buildinfo.Version()
+	return m.Run(context.Background(), args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())
+}
+
+// wantsJSON tells whether the global --json was given.
+func wantsJSON(cmd *cobra.Command) bool {
+	b, err := cmd.Flags().GetBool("json")
+	return err == nil && b
+}

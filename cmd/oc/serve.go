@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"os/user"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opencomputer/oc/internal/cli/config"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/keeper"
+	"github.com/opencomputer/oc/internal/node"
+)
+
+func serveCommand() *cobra.Command {
+	var s node.Settings
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the server in the foreground (as root)",
+		Long: `Run the server in the foreground, as root. Sandboxes run on when it ends, and are
+adopted by the next one.
+
+Each flag can also be set by its environment variable, or in the configuration
+file by its name; a flag wins over the environment, that over the file. At the
+first start an API key is made and written to ~/.oc/config.json of the invoking
+user.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := s.Complete(cmd.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			log, err := logger(s, cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return serve(ctx, s, log, cmd.OutOrStdout())
+		},
+	}
+	s.Bind(cmd.Flags())
+	return cmd
+}
+
+func serve(ctx context.Context, s node.Settings, log *slog.Logger, out io.Writer) error {
+	n, err := node.Open(ctx, s, log)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	key, err := n.FirstKey(ctx)
+	if err != nil {
+		return err
+	}
+	return n.Serve(ctx, s.Listen, func(url string) error {
+		fmt.Fprintf(out, "OpenComputer serves %s (data in %s)\n", url, s.DataDir)
+		if key != "" {
+			return introduce(out, url, key)
+		}
+		return nil
+	})
+}
+
+// introduce writes the first key to the invoking user's configuration, unless
+// that points to another server.
+func introduce(out io.Writer, url, key string) error {
+	home, err := invokerHome()
+	if err != nil {
+		return err
+	}
+	path := config.Path(home)
+	f, err := config.Load(home)
+	if err != nil {
+		return err
+	}
+	if f.APIURL != "" && f.APIURL != url || f.APIURL == "" && f.APIKey != "" && url != config.DefaultAPIURL {
+		fmt.Fprintf(out, "%s points to another server and was left alone. To use this one:\n  oc config set api-url %s && oc config set api-key %s\n", path, url, key)
+		return nil
+	}
+	f.APIURL, f.APIKey = url, key
+	if err := f.Save(home); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "The first API key was written to %s; more with `oc key create`.\n", path)
+	return nil
+}
+
+// invokerHome is the home of the user behind sudo, or of the user itself.
+func invokerHome() (string, error) {
+	if name := os.Getenv("SUDO_USER"); name != "" {
+		u, err := user.Lookup(name)
+		if err != nil {
+			return "", fmt.Errorf("looking up SUDO_USER: %w", err)
+		}
+		return u.HomeDir, nil
+	}
+	return os.UserHomeDir()
+}
+
+func logger(s node.Settings, w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(s.LogLevel)); err != nil {
+		return nil, fault.New(fault.Invalid, "log level %q is not debug, info, warn or error", s.LogLevel)
+	}
+	o := &slog.HandlerOptions{Level: level}
+	switch s.LogFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, o)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, o)), nil
+	}
+	return nil, fault.New(fault.Invalid, "log format %q is not text or json", s.LogFormat)
+}
+
+func keeperCommand() *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use: node.KeeperCommand, Short: "Hold the sockets of sandboxes while the server restarts", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if socket == "" {
+				return errors.New("--socket is missing")
+			}
+			return keeper.Main(socket, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
+		},
+	}
+	cmd.Flags().StringVar(&socket, "socket", "", "path of the unix socket")
+	return cmd
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/opencomputer/oc/client"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/node"
+)
+
+const (
+	// upTimeout bounds how long a server may take to answer.
+	upTimeout = 60 * time.Second
+	// downTimeout bounds how long it may take to end.
+	downTimeout = 60 * time.Second
+	waitPoll    = 20 * time.Millisecond
+)
+
+func upCommand() *cobra.Command {
+	var s node.Settings
+	cmd := &cobra.Command{
+		Use: "up", Short: "Start the server in the background, and wait until it answers",
+		Long: `Start the server in the background, as root, and wait until it answers. Nothing
+happens if it runs already. The flags are those of oc serve; its log goes to
+server.log in the data directory.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := s.Complete(cmd.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			return up(cmd, s)
+		},
+	}
+	s.Bind(cmd.Flags())
+	return cmd
+}
+
+func up(cmd *cobra.Command, s node.Settings) error {
+	out := cmd.OutOrStdout()
+	if i, err := node.FindInstance(s.DataDir); err != nil || i != nil {
+		if err == nil {
+			fmt.Fprintf(out, "OpenComputer is up already: %s (pid %d)\n", i.APIURL, i.PID)
+		}
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Invalid, "the server must run as root").WithHint("sudo oc up")
+	}
+	if err := os.MkdirAll(s.DataDir, 0o711); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the data directory %s cannot be made", s.DataDir)
+	}
+	logPath := filepath.Join(s.DataDir, "server.log")
+	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("opening the server's log: %w", err)
+	}
+	defer logFile.Close()
+	began, err := logFile.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("opening the server's log: %w", err)
+	}
+	c := exec.Command("/proc/self/exe", append([]string{"serve"}, os.Args[2:]...)...)
+	c.Stdout, c.Stderr = logFile, logFile
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := c.Start(); err != nil {
+		return fmt.Errorf("starting the server: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- c.Wait() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), upTimeout)
+	defer cancel()
+	i, err := waitHealthy(ctx, s.DataDir, exited)
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the server did not come up: %s", logSince(logFile, began)).WithHint("see %s", logPath)
+	}
+	fmt.Fprintf(out, "OpenComputer is up: %s (pid %d, data in %s)\n", i.APIURL, i.PID, i.DataDir)
+	// What the server said of its first key goes to its log; say it here too.
+	for _, line := range bytes.Split([]byte(logSince(logFile, began)), []byte("\n")) {
+		if bytes.Contains(line, []byte("API key was written")) || bytes.Contains(line, []byte("points to another server")) || bytes.HasPrefix(line, []byte("  oc config")) {
+			fmt.Fprintf(out, "%s\n", line)
+		}
+	}
+	return nil
+}
+
+// waitHealthy waits until the server of the data directory answers.
+func waitHealthy(ctx context.Context, dataDir string, exited <-chan error) (*node.Instance, error) {
+	for {
+		if i, err := node.FindInstance(dataDir); err == nil && i != nil {
+			c, err := client.New(i.APIURL, "")
+			if err == nil {
+				if _, err = c.Health(ctx); err == nil {
+					return i, nil
+				}
+			}
+		}
+		select {
+		case err := <-exited:
+			return nil, errors.Join(errors.New("it ended"), err)
+		case <-ctx.Done():
+			return nil, fmt.Errorf("it does not answer: %w", ctx.Err())
+		case <-time.After(waitPoll):
+		}
+	}
+}
+
+// logSince gives what was logged since an offset, at most 4 KiB of it.
+func logSince(f *os.File, off int64) string {
+	b := make([]byte, 4<<10)
+	n, _ := f.ReadAt(b, off) // short at the end of the file
+	return string(bytes.TrimSpace(b[:n]))
+}
+
+func downCommand() *cobra.Command {
+	var (
+		s    node.Settings
+		kill bool
+	)
+	cmd := &cobra.Command{
+		Use: "down", Short: "Stop the server; sandboxes run on unless --kill",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := s.Complete(cmd.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			if err := down(cmd, s); err != nil || !kill {
+				return err
+			}
+			n, err := node.Open(cmd.Context(), s, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+			if err != nil {
+				return err
+			}
+			defer n.Close()
+			killed, err := n.KillAll(cmd.Context())
+			fmt.Fprintf(cmd.OutOrStdout(), "%d sandboxes killed.\n", killed)
+			return err
+		},
+	}
+	s.BindDataDir(cmd.Flags())
+	cmd.Flags().BoolVar(&kill, "kill", false, "end all sandboxes too; their checkpoints stay")
+	return cmd
+}
+
+func down(cmd *cobra.Command, s node.Settings) error {
+	i, err := node.FindInstance(s.DataDir)
+	if err != nil {
+		return err
+	}
+	if i == nil {
+		fmt.Fprintln(cmd.OutOrStdout(), "OpenComputer is not up.")
+		return nil
+	}
+	if err := syscall.Kill(i.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fault.Wrap(fault.Invalid, err, "the server with pid %d cannot be stopped", i.PID).WithHint("run oc down as root")
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), downTimeout)
+	defer cancel()
+	for {
+		if now, _ := node.FindInstance(s.DataDir); now == nil {
+			fmt.Fprintln(cmd.OutOrStdout(), "OpenComputer is down.")
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "the server with pid %d does not end", i.PID).WithHint("see server.log in %s", s.DataDir)
+		case <-time.After(waitPoll):
+		}
+	}
+}
+
+func statusCommand() *cobra.Command {
+	var s node.Settings
+	cmd := &cobra.Command{
+		Use: "status", Short: "Say whether the server is up, and what it holds",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := s.Complete(cmd.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			st, err := node.ReadStatus(cmd.Context(), s)
+			if err != nil {
+				return err
+			}
+			if wantsJSON(cmd) {
+				e := json.NewEncoder(cmd.OutOrStdout())
+				e.SetIndent("", "  ")
+				return e.Encode(st)
+			}
+			printStatus(cmd.OutOrStdout(), st)
+			return nil
+		},
+	}
+	s.Bind(cmd.Flags())
+	return cmd
+}
+
+func printStatus(out io.Writer, st node.Status) {
+	if !st.Up {
+		fmt.Fprintln(out, "OpenComputer is not up.")
+	} else {
+		fmt.Fprintf(out, "OpenComputer is up.\nURL:          %s\nPID:          %d\nVersion:      %s\n", st.APIURL, st.PID, st.Version)
+	}
+	fmt.Fprintf(out, "Data:         %s\n", st.DataDir)
+	fmt.Fprintf(out, "Sandboxes:    %d running, %d in error\nCheckpoints:  %d ready\nTemplates:    %d\n",
+		st.Counts.Running, st.Counts.Error, st.Counts.Checkpoints, st.Counts.Templates)
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package catalog is the templates by name: which there are, whose they are,
+// which tree each one is, and whether something still needs it.
+//
+// Invariants: a name becomes ready only when its tree is complete; a tree or
+// image is removed only when no template, sandbox or checkpoint needs it; two
+// requests for the same missing template share one build.
+//
+// Trees and images are made by package template; rows are kept by package meta.
+// The package knows neither HTTP nor the engine.
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+	"github.com/opencomputer/oc/internal/template"
+)
+
+// Base is the name of the default template.
+const Base = "base"
+
+// aliases are other names that clients use for the default template.
+var aliases = []string{"", "default", "ubuntu", "python", "node"}
+
+// Catalog is the templates of a node.
+type Catalog struct {
+	meta    *meta.DB
+	builder *template.Builder
+	agent   []byte
+	tmp     string
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	builds map[string]*build // by name
+}
+
+var _ sandbox.Images = (*Catalog)(nil)
+
+// New makes a catalog. agent is the agent's binary that images get; tmp a
+// directory on the data disk for uploads.
+func New(db *meta.DB, b *template.Builder, agent []byte, tmp string, log *slog.Logger) *Catalog {
+	return &Catalog{meta: db, builder: b, agent: agent, tmp: tmp, log: log, builds: map[string]*build{}}
+}
+
+// Start fails the builds that an earlier server left unfinished.
+func (c *Catalog) Start(ctx context.Context) error {
+	rows, err := c.meta.TemplatesAnyOrg(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range rows {
+		if t.Status == statusBuilding {
+			c.settle(ctx, &t, template.Tree{}, errors.New("the server ended while it was being built"))
+		}
+	}
+	return nil
+}
+
+// The statuses of a template.
+const (
+	statusBuilding = "building"
+	statusReady    = "ready"
+	statusFailed   = "failed"
+)
+
+// List gives the org's templates and the built-in ones, by name.
+func (c *Catalog) List(ctx context.Context, orgID string) ([]meta.Template, error) {
+	return c.meta.Templates(ctx, orgID)
+}
+
+// recipe makes the tree of a built-in template.
+func (c *Catalog) recipe(name string) func(context.Context, template.Progress) (template.Tree, error) {
+	switch name {
+	case Base:
+		return func(ctx context.Context, p template.Progress) (template.Tree, error) {
+			return c.builder.BuildDebian(ctx, template.Base(), p)
+		}
+	case "small":
+		return func(ctx context.Context, p template.Progress) (template.Tree, error) {
+			return c.builder.BuildHost(ctx, template.Small(), p)
+		}
+	}
+	return nil
+}
+
+// Build makes a built-in template ("base", or "small": a few of this machine's
+// own packages) anew. Built-in templates belong to every org.
+func (c *Catalog) Build(ctx context.Context, _, name string, progress func(string)) (meta.Template, error) {
+	if name == "" {
+		name = Base
+	}
+	recipe := c.recipe(name)
+	if recipe == nil {
+		return meta.Template{}, fault.New(fault.Invalid, "there is no recipe for template %q", name).
+			WithHint("recipes: base, small; bring your own with `oc template import`")
+	}
+	return c.shared(ctx, name, progress, func(say template.Progress) (meta.Template, error) {
+		return c.fill(context.WithoutCancel(ctx), "", name, func() (template.Tree, error) {
+			return recipe(context.WithoutCancel(ctx), say)
+		})
+	})
+}
+
+var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+// Import makes a template of an archive: a root file system's tarball, a
+// `docker save` archive or an OCI layout.
+func (c *Catalog) Import(ctx context.Context, orgID, name string, r io.Reader, progress func(string)) (meta.Template, error) {
+	if !validName.MatchString(name) {
+		return meta.Template{}, fault.New(fault.Invalid, "template name %.70q is not valid", name).
+			WithHint("use 1 to 63 lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit")
+	}
+	if name == Base || slices.Contains(aliases, name) {
+		return meta.Template{}, fault.New(fault.Invalid, "template name %q is reserved", name).WithHint("choose another name")
+	}
+	f, err := os.CreateTemp(c.tmp, "upload-")
+	if err != nil {
+		return meta.Template{}, fmt.Errorf("catalog: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = io.Copy(f, r)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return meta.Template{}, fault.Wrap(fault.Unavailable, err, "the archive could not be received")
+	}
+	return c.fill(ctx, orgID, name, func() (template.Tree, error) {
+		return c.builder.Import(ctx, f.Name(), progress)
+	})
+}
+
+// fill makes the row's tree and settles the row. An existing template of the
+// name keeps its old tree until the new one is there.
+func (c *Catalog) fill(ctx context.Context, orgID, name string, tree func() (template.Tree, error)) (meta.Template, error) {
+	t, err := c.row(ctx, orgID, name)
+	if err != nil {
+		return t, err
+	}
+	old := t.TreeHash
+	made, err := tree()
+	c.settle(ctx, &t, made, err)
+	if err != nil {
+		return t, err
+	}
+	if old != "" && old != made.Hash {
+		c.collect(ctx, old)
+	}
+	return t, nil
+}
+
+// row finds or makes the row to be filled.
+func (c *Catalog) row(ctx context.Context, orgID, name string) (meta.Template, error) {
+	t, err := c.meta.Template(ctx, orgID, name)
+	if err == nil && t.OrgID == orgID {
+		return t, nil
+	}
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return t, err
+	}
+	t = meta.Template{OrgID: orgID, Name: name, Status: statusBuilding}
+	return t, c.meta.InsertTemplate(ctx, &t)
+}
+
+// settle records how a build ended. A template that was ready stays so when
+// building it anew failed.
+func (c *Catalog) settle(ctx context.Context, t *meta.Template, tree template.Tree, why error) {
+	switch {
+	case why == nil:
+		t.Status, t.ErrorMsg, t.TreeHash, t.SizeBytes = statusReady, "", tree.Hash, tree.SizeBytes
+	case t.TreeHash == "":
+		t.Status, t.ErrorMsg = statusFailed, why.Error()
+	default:
+		return
+	}
+	if err := c.meta.UpdateTemplate(context.WithoutCancel(ctx), t); err != nil {
+		c.log.Error("recording a template", "template", t.Name, "error", err)
+	}
+}
+
+// Resolve implements sandbox.Images. The default template is built when it is
+// missing.
+func (c *Catalog) Resolve(ctx context.Context, orgID, name string, progress func(string)) (sandbox.Image, error) {
+	if slices.Contains(aliases, name) {
+		name = Base
+	}
+	t, err := c.meta.Template(ctx, orgID, name)
+	if name == Base && (fault.Is(err, fault.NotFound) || err == nil && t.TreeHash == "") {
+		t, err = c.Build(ctx, orgID, name, progress)
+	}
+	if err != nil {
+		return sandbox.Image{}, err
+	}
+	if t.TreeHash == "" {
+		return sandbox.Image{}, fault.New(fault.Conflict, "template %s is not ready (status: %s)", name, t.Status).WithHint("%s", t.ErrorMsg)
+	}
+	tree, err := c.builder.Tree(t.TreeHash)
+	if err != nil {
+		return sandbox.Image{}, err
+	}
+	img, err := c.builder.Image(ctx, tree, c.agent)
+	if err != nil {
+		return sandbox.Image{}, err
+	}
+	row := meta.Image{Hash: img.Hash, TreeHash: img.TreeHash, AgentHash: img.AgentHash, SizeBytes: img.SizeBytes}
+	if err := errors.Join(c.meta.UpsertImage(ctx, &row), c.meta.TouchTemplate(ctx, t.ID, time.Now())); err != nil {
+		return sandbox.Image{}, err
+	}
+	return sandbox.Image{Template: name, TreeHash: img.TreeHash, Hash: img.Hash, Path: img.Path}, nil
+}
+
+// Path implements sandbox.Images.
+func (c *Catalog) Path(_ context.Context, hash string) (string, error) {
+	img, err := c.builder.FindImage(hash)
+	if err != nil {
+		return "", fault.Wrap(fault.Internal, err, "image %.12s, which the checkpoint rests on, is not on this machine", hash)
+	}
+	return img.Path, nil
+}
+
+// Delete removes a template of the org, or a built-in one; refused while
+// sandboxes or checkpoints need its tree.
+func (c *Catalog) Delete(ctx context.Context, orgID, name string) error {
+	t, err := c.meta.Template(ctx, orgID, name)
+	if err != nil {
+		return err
+	}
+	if t.TreeHash != "" {
+		use, err := c.meta.TreeInUse(ctx, t.TreeHash)
+		if err != nil {
+			return err
+		}
+		if use.Sandboxes+use.Checkpoints > 0 {
+			return fault.New(fault.Conflict, "template %s is used by %d sandboxes and %d checkpoints", name, use.Sandboxes, use.Checkpoints).
+				WithHint("kill the sandboxes and delete the checkpoints first")
+		}
+	}
+	if err := c.meta.DeleteTemplateRow(ctx, t.ID); err != nil {
+		return err
+	}
+	if t.TreeHash != "" {
+		c.collect(ctx, t.TreeHash)
+	}
+	return nil
+}
+
+// collect removes a tree that nothing needs, and its images likewise.
+func (c *Catalog) collect(ctx context.Context, treeHash string) {
+	if err := c.remove(ctx, treeHash); err != nil {
+		c.log.Error("removing an unused template tree", "tree", treeHash, "error", err)
+	}
+}
+
+func (c *Catalog) remove(ctx context.Context, treeHash string) error {
+	images, err := c.meta.Images(ctx)
+	if err != nil {
+		return err
+	}
+	for _, img := range images {
+		if img.TreeHash != treeHash {
+			continue
+		}
+		use, err := c.meta.ImageInUse(ctx, img.Hash)
+		if err != nil || use.Any() {
+			return err
+		}
+		if err := errors.Join(c.builder.RemoveImage(img.Hash), c.meta.DeleteImageRow(ctx, img.Hash)); err != nil {
+			return err
+		}
+	}
+	use, err := c.meta.TreeInUse(ctx, treeHash)
+	if err != nil || use.Any() {
+		return err
+	}
+	return c.builder.RemoveTree(treeHash)
+}

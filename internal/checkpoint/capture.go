@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/opencomputer/oc/internal/agent/wire"
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+const (
+	// preflightTimeout bounds how long an agent may take to show that the
+	// sandbox is well.
+	preflightTimeout = 10 * time.Second
+	// spaceMargin is what must stay free on the data disk, in bytes.
+	spaceMargin = 64 << 20
+)
+
+// capture takes the checkpoint of c's row from the sandbox's run, makes it
+// durable, and marks the row ready.
+func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Checkpoint) error {
+	run, err := op.Run()
+	if err != nil {
+		return err
+	}
+	if err := s.preflight(ctx, run); err != nil {
+		return err
+	}
+	gen, err := s.cfg.Meta.Generation(ctx, run.Generation().ID)
+	if err != nil {
+		return err
+	}
+	if len(gen.Pager) > 0 {
+		if pager, err := engine.DecodeProcess(gen.Pager); err == nil {
+			s.cfg.Engine.Hurry(pager) // the capture waits for it
+		}
+	}
+	capt, err := s.cfg.Engine.Capture(ctx, run.Process(), s.cfg.Budget)
+	if err != nil {
+		return err
+	}
+	defer capt.Close()
+	return s.keep(ctx, run, gen, capt, c)
+}
+
+// keep stores a capture and marks its row ready.
+func (s *Service) keep(ctx context.Context, run *sandbox.Run, gen meta.Generation, capt *engine.Capture, c *meta.Checkpoint) error {
+	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
+	if err != nil {
+		return err
+	}
+	img, err := s.cfg.Meta.Image(ctx, gen.ImageHash)
+	if err != nil {
+		return err
+	}
+	c.ParentID, c.ImageHash, c.TreeHash, c.Build = sb.LastCheckpoint, img.Hash, img.TreeHash, run.Process().Build
+	c.CPUs, c.MemoryMB, c.DiskMB = gen.CPUs, gen.MemoryMB, gen.DiskMB
+	m, err := s.cfg.Store.Put(ctx, store.Manifest{
+		Checkpoint: c.ID, Sandbox: c.SandboxID, Parent: c.ParentID, CreatedAt: c.CreatedAt.UTC(),
+		Requirements: s.cfg.Engine.Requirements(), Build: c.Build, ImageHash: c.ImageHash, TreeHash: c.TreeHash,
+		Agent: wire.Version,
+		Shape: engine.Shape{CPUs: c.CPUs, MemoryBytes: int64(c.MemoryMB) << 20, DiskBytes: int64(c.DiskMB) << 20},
+	}, capt, nil)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	c.Status, c.ReadyAt, c.SizeBytes, c.AddedBytes = meta.CheckpointReady, &now, m.LogicalSize(), m.StoredSize()
+	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+		sb, err := tx.SandboxAnyOrg(ctx, c.SandboxID)
+		if err != nil {
+			return err
+		}
+		sb.LastCheckpoint = c.ID
+		return errors.Join(tx.UpdateCheckpoint(ctx, c), tx.UpdateSandbox(ctx, &sb))
+	})
+	if err != nil {
+		return errors.Join(err, s.cfg.Store.Delete(c.ID))
+	}
+	s.cfg.Log.Info("checkpoint ready", "checkpoint", c.ID, "sandbox", c.SandboxID,
+		"bytes", c.SizeBytes, "pause", capt.Pause)
+	return nil
+}
+
+// preflight refuses to capture a sandbox that is not well, or without room for
+// the result, and says which.
+func (s *Service) preflight(ctx context.Context, run *sandbox.Run) error {
+	ctx, cancel := context.WithTimeout(ctx, preflightTimeout)
+	defer cancel()
+	if _, err := run.Agent().Sessions(ctx); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the sandbox's agent does not answer; no checkpoint was made").
+			WithHint("the sandbox runs on; see whether it is out of memory or processes")
+	}
+	mem, disk := s.cfg.Engine.Usage(run.Process())
+	free, err := s.cfg.Store.Free()
+	if err != nil {
+		return err
+	}
+	if need := mem + disk + spaceMargin; free < need {
+		return fault.New(fault.Unavailable, "no space for the checkpoint: up to %d MB are needed, %d MB are free on the data disk", need>>20, free>>20).
+			WithHint("free some space, for instance by deleting checkpoints, and try again")
+	}
+	return nil
+}
+
+// expire saves a sandbox that nobody used for its timeout.
+func (s *Service) expire(ctx context.Context, op *sandbox.Operation, sb meta.Sandbox) error {
+	c := meta.Checkpoint{OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName("expired"), Kind: kindFull, Automatic: true}
+	if err := s.insert(ctx, &c, sb, 0); err != nil {
+		return err
+	}
+	err := s.capture(ctx, op, &c)
+	if err != nil {
+		s.fail(ctx, &c, err)
+	}
+	return err
+}

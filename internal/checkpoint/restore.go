@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+const (
+	// readyWait is how long a restore or spawn waits for a checkpoint that is
+	// still being made.
+	readyWait = 30 * time.Second
+	readyPoll = 50 * time.Millisecond
+	// MaxSpawn is how many sandboxes one spawn may make.
+	MaxSpawn = 100
+)
+
+// ready gives a checkpoint of the org that can be used, waiting for one that
+// is being made.
+func (s *Service) ready(ctx context.Context, orgID, id string) (meta.Checkpoint, error) {
+	deadline := time.Now().Add(readyWait)
+	for {
+		c, err := s.Get(ctx, orgID, id)
+		if err != nil || c.Status == meta.CheckpointReady {
+			return c, err
+		}
+		if c.Status != meta.CheckpointProcessing || time.Now().After(deadline) {
+			f := fault.New(fault.Invalid, "checkpoint is not ready (status: %s)", c.Status)
+			if c.ErrorMsg != "" {
+				f = f.WithHint("it failed: %s", c.ErrorMsg)
+			}
+			return c, f
+		}
+		select {
+		case <-time.After(readyPoll):
+		case <-ctx.Done():
+			return c, ctx.Err()
+		}
+	}
+}
+
+// open checks that a checkpoint can run here and opens its artefact. The
+// artefact cannot be deleted until release is called.
+func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img *store.Image, src sandbox.Source, release func(), err error) {
+	unlock := s.locks.rlock(c.ID)
+	defer func() {
+		if err != nil {
+			unlock()
+		}
+	}()
+	img, err = s.cfg.Store.Open(c.ID)
+	if err != nil {
+		return nil, src, nil, err
+	}
+	m := img.Manifest()
+	path := ""
+	if err = s.cfg.Engine.Check(m.Requirements); err == nil {
+		path, err = s.cfg.Images.Path(ctx, m.ImageHash)
+	}
+	if err != nil {
+		img.Close()
+		return nil, src, nil, err
+	}
+	src = sandbox.Source{
+		Checkpoint: c.ID, Dir: s.cfg.Store.Path(c.ID),
+		Image: sandbox.Image{Template: c.Template, TreeHash: m.TreeHash, Hash: m.ImageHash, Path: path},
+	}
+	return img, src, func() { img.Close(); unlock() }, nil
+}
+
+// Restore puts a sandbox back to a checkpoint of its org: its own or another
+// sandbox's. Everything is verified, and the replacement is up and probed,
+// before the running generation is touched; after an error it runs on as
+// before.
+func (s *Service) Restore(ctx context.Context, orgID, sandboxID, id string) error {
+	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
+	if err != nil {
+		return err
+	}
+	if sb.State == meta.SandboxStopped {
+		return fault.New(fault.Invalid, "sandbox must be running to restore a checkpoint; %s is stopped", sandboxID).
+			WithHint("oc checkpoint spawn %s makes a new sandbox of it", id)
+	}
+	c, err := s.ready(ctx, orgID, id)
+	if err != nil {
+		return err
+	}
+	img, src, release, err := s.open(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := img.Verify(ctx); err != nil {
+		return err
+	}
+	return s.cfg.Sandboxes.Operate(ctx, sandboxID, "restore", func(ctx context.Context, op *sandbox.Operation) error {
+		sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
+		if err != nil {
+			return err
+		}
+		if sb.State == meta.SandboxStopped { // killed while this waited
+			return fault.New(fault.Gone, "sandbox %s has been stopped", sandboxID)
+		}
+		sb.CPUs, sb.DiskMB, sb.MemoryMB = c.CPUs, c.DiskMB, max(sb.MemoryMB, c.MemoryMB)
+		restored, err := s.cfg.Sandboxes.Restore(ctx, src, []meta.Sandbox{sb})
+		if err != nil {
+			return err
+		}
+		return op.Replace(ctx, restored, func(row *meta.Sandbox) {
+			row.CPUs, row.DiskMB, row.MemoryMB = sb.CPUs, sb.DiskMB, sb.MemoryMB
+			row.LastCheckpoint = c.ID // what its next checkpoint descends from
+		})
+	})
+}
+
+// Spawn makes sandboxes of a checkpoint. They are all running when it returns;
+// after an error there are none.
+func (s *Service) Spawn(ctx context.Context, orgID, id string, req SpawnRequest) ([]meta.Sandbox, error) {
+	if req.Count == 0 {
+		req.Count = 1
+	}
+	if req.Count < 1 || req.Count > MaxSpawn {
+		return nil, fault.New(fault.Invalid, "count is %d; it must be from 1 to %d", req.Count, MaxSpawn)
+	}
+	c, err := s.ready(ctx, orgID, id)
+	if err != nil {
+		return nil, err
+	}
+	_, src, release, err := s.open(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	rows, err := s.cfg.Sandboxes.Plan(ctx, planned(orgID, c, req))
+	if err != nil {
+		return nil, err
+	}
+	restored, err := s.cfg.Sandboxes.Restore(ctx, src, rows)
+	if err != nil {
+		return nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
+	}
+	entered, err := restored.Enter(ctx, rows)
+	if err != nil {
+		for _, sb := range entered {
+			err = errors.Join(err, s.cfg.Sandboxes.Kill(context.WithoutCancel(ctx), orgID, sb.ID))
+		}
+		return nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
+	}
+	return rows, nil
+}
+
+// planned are the rows of a spawn, not yet inserted.
+func planned(orgID string, c meta.Checkpoint, req SpawnRequest) []meta.Sandbox {
+	rows := make([]meta.Sandbox, req.Count)
+	for i := range rows {
+		envs := maps.Clone(c.Envs)
+		if envs == nil {
+			envs = map[string]string{}
+		}
+		maps.Copy(envs, req.Envs)
+		name := req.Name
+		if name != "" && req.Count > 1 {
+			name = fmt.Sprintf("%s-%d", name, i+1)
+		}
+		rows[i] = meta.Sandbox{
+			OrgID: orgID, Name: name, Template: c.Template, FromCheckpoint: c.ID, LastCheckpoint: c.ID,
+			CPUs: c.CPUs, MemoryMB: max(c.MemoryMB, req.MemoryMB), DiskMB: c.DiskMB,
+			TimeoutSec: req.TimeoutSec, Envs: envs, Metadata: maps.Clone(req.Metadata),
+		}
+	}
+	return rows
+}
+
+// Fork is a checkpoint and a spawn in one step. The checkpoint stays, named
+// "fork-…".
+func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRequest) (meta.Checkpoint, []meta.Sandbox, error) {
+	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
+	if err != nil {
+		return meta.Checkpoint{}, nil, err
+	}
+	if sb.State != meta.SandboxRunning {
+		return meta.Checkpoint{}, nil, fault.New(fault.Invalid, "sandbox must be running to be forked; %s is %s", sb.ID, sb.State)
+	}
+	c := meta.Checkpoint{OrgID: orgID, SandboxID: sandboxID, Name: automaticName("fork"), Kind: kindFull, Automatic: true}
+	if err := s.insert(ctx, &c, sb, 0); err != nil {
+		return meta.Checkpoint{}, nil, err
+	}
+	if err := s.make(ctx, &c); err != nil {
+		return c, nil, err
+	}
+	made, err := s.Spawn(ctx, orgID, c.ID, req)
+	return c, made, err
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+// Config of a Service.
+type Config struct {
+	Meta      *meta.DB
+	Sandboxes *sandbox.Service
+	Engine    engine.Driver
+	Images    sandbox.Images
+	Store     *store.Dir
+	Budget    int64 // memory that one capture may take, in bytes; larger ones go through the disk
+	Log       *slog.Logger
+}
+
+// Service makes and uses checkpoints.
+type Service struct {
+	cfg    Config
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	locks  locks
+}
+
+// The kinds of checkpoints.
+const (
+	kindFull     = "full"
+	kindDiskOnly = "disk_only"
+)
+
+// MaxPerSandbox is how many checkpoints of its user's a sandbox may have.
+const MaxPerSandbox = 10
+
+// createWait is how long Create waits for ready before it answers processing;
+// clients give up after 30 s.
+const createWait = 25 * time.Second
+
+// New makes the service and hands the sandboxes' expiry to it. Start settles
+// what an earlier server left.
+func New(cfg Config) *Service {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel}
+	cfg.Sandboxes.OnExpire(s.expire)
+	return s
+}
+
+// Close stops what runs; it ends as failed.
+func (s *Service) Close() {
+	s.cancel()
+	s.wg.Wait()
+}
+
+// Start fails the rows that an earlier server left processing, finishes its
+// deletions, and removes artefacts that no ready row names.
+func (s *Service) Start(ctx context.Context) error {
+	stored, err := s.cfg.Store.List()
+	if err != nil {
+		return err
+	}
+	rows, err := s.cfg.Meta.CheckpointsAnyOrg(ctx)
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	for _, c := range rows {
+		switch c.Status {
+		case meta.CheckpointProcessing:
+			s.fail(ctx, &c, errors.New("the server ended while it was being made"))
+		case meta.CheckpointDeleting:
+			if err := s.remove(ctx, c.ID); err != nil {
+				return err
+			}
+		case meta.CheckpointReady:
+			keep[c.ID] = true
+			if !slices.Contains(stored, c.ID) {
+				s.fail(ctx, &c, errors.New("its data is missing from the store"))
+			}
+		}
+	}
+	for _, id := range stored {
+		if !keep[id] {
+			if err := s.cfg.Store.Delete(id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Create makes a checkpoint of a running sandbox. It waits until the
+// checkpoint is ready, and fails with the reason if that fails; after
+// createWait, or at once with NoWait, it gives the processing row. The work
+// goes on when ctx ends.
+func (s *Service) Create(ctx context.Context, orgID, sandboxID string, req CreateRequest) (meta.Checkpoint, error) {
+	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
+	if err != nil {
+		return meta.Checkpoint{}, err
+	}
+	limit, keep, err := check(sb, req)
+	if err != nil {
+		return meta.Checkpoint{}, err
+	}
+	c := meta.Checkpoint{OrgID: orgID, SandboxID: sandboxID, Name: req.Name, Kind: kindFull}
+	if err := s.insert(ctx, &c, sb, limit); err != nil {
+		return meta.Checkpoint{}, err
+	}
+	done := make(chan error, 1)
+	s.wg.Go(func() {
+		err := s.make(s.ctx, &c)
+		if err == nil && keep > 0 {
+			s.trim(s.ctx, c, keep)
+		}
+		done <- err
+	})
+	if req.NoWait {
+		return s.cfg.Meta.Checkpoint(ctx, orgID, c.ID)
+	}
+	select {
+	case err := <-done:
+		return c, err
+	case <-time.After(createWait):
+	case <-ctx.Done():
+	}
+	return s.cfg.Meta.Checkpoint(context.WithoutCancel(ctx), orgID, c.ID)
+}
+
+// maxName bounds a checkpoint's name.
+const maxName = 100
+
+// check gives the limit for the insertion, and how many to keep afterwards (0:
+// no trimming).
+func check(sb meta.Sandbox, req CreateRequest) (limit, keep int, err error) {
+	switch {
+	case sb.State != meta.SandboxRunning:
+		return 0, 0, fault.New(fault.Invalid, "sandbox must be running to create a checkpoint; %s is %s", sb.ID, sb.State)
+	case req.Name == "":
+		return 0, 0, fault.New(fault.Invalid, "name is required")
+	case len(req.Name) > maxName:
+		return 0, 0, fault.New(fault.Invalid, "the name is longer than %d bytes", maxName)
+	case req.Kind == kindDiskOnly:
+		return 0, 0, fault.New(fault.Invalid, "checkpoints of kind disk_only are not available in this release").WithHint("use kind full")
+	case req.Kind != "" && req.Kind != kindFull:
+		return 0, 0, fault.New(fault.Invalid, "kind must be full or disk_only")
+	}
+	switch req.Retention.Mode {
+	case "", "none":
+		return MaxPerSandbox, 0, nil
+	case "delete_oldest":
+		keep = req.Retention.MaxCount
+		if keep == 0 {
+			keep = MaxPerSandbox
+		}
+		if keep < 1 || keep > MaxPerSandbox {
+			return 0, 0, fault.New(fault.Invalid, "retention maxCount must be from 1 to %d", MaxPerSandbox)
+		}
+		// One more than the limit for as long as it takes to trim: a good
+		// checkpoint is not given up for one that may fail.
+		return MaxPerSandbox + 1, keep, nil
+	}
+	return 0, 0, fault.New(fault.Invalid, "retention mode must be none or delete_oldest")
+}
+
+// insert makes the processing row. A limit of 0 is none.
+func (s *Service) insert(ctx context.Context, c *meta.Checkpoint, sb meta.Sandbox, limit int) error {
+	c.Status, c.Template, c.Envs = meta.CheckpointProcessing, sb.Template, sb.Envs
+	c.CPUs, c.MemoryMB, c.DiskMB = sb.CPUs, sb.MemoryMB, sb.DiskMB
+	return s.cfg.Meta.InsertCheckpoint(ctx, c, limit)
+}
+
+// make captures and stores the checkpoint of a processing row, in the
+// sandbox's turn, and settles the row.
+func (s *Service) make(ctx context.Context, c *meta.Checkpoint) error {
+	err := s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
+		return s.capture(ctx, op, c)
+	})
+	if err != nil {
+		s.fail(ctx, c, err)
+	}
+	return err
+}
+
+// fail settles a row as failed. The user's part of the reason is kept.
+func (s *Service) fail(ctx context.Context, c *meta.Checkpoint, why error) {
+	now := time.Now()
+	c.Status, c.FailedAt, c.ErrorMsg = meta.CheckpointFailed, &now, reason(why)
+	if err := s.cfg.Meta.UpdateCheckpoint(context.WithoutCancel(ctx), c); err != nil {
+		s.cfg.Log.Error("recording a failed checkpoint", "checkpoint", c.ID, "error", err)
+	}
+	s.cfg.Log.Warn("checkpoint failed", "checkpoint", c.ID, "sandbox", c.SandboxID, "error", why)
+}
+
+func reason(err error) string {
+	if f := fault.As(err); f.Kind != fault.Internal {
+		return f.Message
+	}
+	return err.Error()
+}
+
+// trim deletes the sandbox's oldest ready checkpoints of its user's beyond
+// keep.
+func (s *Service) trim(ctx context.Context, c meta.Checkpoint, keep int) {
+	rows, err := s.cfg.Meta.Checkpoints(ctx, c.OrgID, c.SandboxID)
+	if err != nil {
+		s.cfg.Log.Error("retention", "sandbox", c.SandboxID, "error", err)
+		return
+	}
+	rows = slices.DeleteFunc(rows, func(r meta.Checkpoint) bool { return r.Automatic || r.Status != meta.CheckpointReady })
+	for _, old := range rows[min(keep, len(rows)):] { // newest first
+		if err := s.Delete(ctx, c.OrgID, c.SandboxID, old.ID); err != nil {
+			s.cfg.Log.Error("retention", "checkpoint", old.ID, "error", err)
+		}
+	}
+}
+
+// List gives the checkpoints of a sandbox in any state, newest first.
+func (s *Service) List(ctx context.Context, orgID, sandboxID string) ([]meta.Checkpoint, error) {
+	if _, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID); err != nil {
+		return nil, err
+	}
+	return s.cfg.Meta.Checkpoints(ctx, orgID, sandboxID)
+}
+
+// Get gives one checkpoint.
+func (s *Service) Get(ctx context.Context, orgID, id string) (meta.Checkpoint, error) {
+	c, err := s.cfg.Meta.Checkpoint(ctx, orgID, id)
+	if err == nil && c.Status == meta.CheckpointDeleting {
+		return meta.Checkpoint{}, fault.New(fault.NotFound, "checkpoint not found")
+	}
+	return c, err
+}
+
+// Delete removes a checkpoint and gives its space back. Sandboxes spawned from
+// it live on, those that are still loading too.
+func (s *Service) Delete(ctx context.Context, orgID, sandboxID, id string) error {
+	c, err := s.Get(ctx, orgID, id)
+	if err != nil {
+		return err
+	}
+	if c.SandboxID != sandboxID {
+		return fault.New(fault.Invalid, "checkpoint %s does not belong to sandbox %s", id, sandboxID)
+	}
+	if c.Status == meta.CheckpointProcessing {
+		return fault.New(fault.Conflict, "checkpoint %s is still being made", id).WithHint("wait until it is ready or failed")
+	}
+	c.Status = meta.CheckpointDeleting
+	if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil {
+		return err
+	}
+	return s.remove(ctx, id)
+}
+
+// remove finishes the deletion of a row that is marked for it.
+func (s *Service) remove(ctx context.Context, id string) error {
+	unlock := s.locks.lock(id)
+	defer unlock()
+	if err := s.cfg.Store.Delete(id); err != nil {
+		return err
+	}
+	return s.cfg.Meta.DeleteCheckpointRow(ctx, id)
+}
+
+// locks keep an artefact from being deleted while it is being opened.
+type locks struct {
+	mu sync.Mutex
+	m  map[string]*rwlock
+}
+
+type rwlock struct {
+	sync.RWMutex
+	users int
+}
+
+func (l *locks) get(id string) *rwlock {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.m == nil {
+		l.m = map[string]*rwlock{}
+	}
+	k := l.m[id]
+	if k == nil {
+		k = &rwlock{}
+		l.m[id] = k
+	}
+	k.users++
+	return k
+}
+
+func (l *locks) put(id string, k *rwlock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k.users--; k.users == 0 {
+		delete(l.m, id)
+	}
+}
+
+func (l *locks) lock(id string) (unlock func()) {
+	k := l.get(id)
+	k.Lock()
+	return func() { k.Unlock(); l.put(id, k) }
+}
+
+func (l *locks) rlock(id string) (unlock func()) {
+	k := l.get(id)
+	k.RLock()
+	return func() { k.RUnlock(); l.put(id, k) }
+}
+
+// name makes the name of an automatic checkpoint.
+func automaticName(prefix string) string { return fmt.Sprintf("%s-%s", prefix, meta.NewID("x")[2:]) }

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// refresh is how often the line of a progress is drawn, and how long an operation
+// must take to show one.
+const refresh = 250 * time.Millisecond
+
+// clearLine goes to the start of the terminal's line and empties it.
+const clearLine = "\r\x1b[K"
+
+// progress shows on standard error that something long is going on: on a
+// terminal one line with the present step and the seconds gone, else one plain
+// line per step.
+type progress struct {
+	w     io.Writer
+	tty   bool
+	width int
+	began time.Time
+	stop  chan struct{}
+	wg    sync.WaitGroup
+
+	mu    sync.Mutex
+	text  string // guarded by mu
+	drawn bool   // guarded by mu; something is on the line
+}
+
+// progress begins to show one. The text alone is shown on a terminal only. end
+// must be called.
+func (a *app) progress(text string) *progress {
+	p := &progress{w: a.err, text: text, began: time.Now(), stop: make(chan struct{}), width: 80}
+	fd, tty := terminalFD(a.err)
+	if !tty {
+		return p
+	}
+	p.tty = true
+	if w, _, err := term.GetSize(fd); err == nil && w > 0 {
+		p.width = w
+	}
+	p.wg.Go(p.draw)
+	return p
+}
+
+// draw keeps the line fresh until the end.
+func (p *progress) draw() {
+	tick := time.NewTicker(refresh)
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.stop:
+			return
+		case <-tick.C:
+			p.mu.Lock()
+			line := []rune(fmt.Sprintf("%s (%ds)", p.text, int(time.Since(p.began).Seconds())))
+			if len(line) >= p.width {
+				line = line[:p.width-1]
+			}
+			p.drawn = true
+			fmt.Fprint(p.w, clearLine+string(line))
+			p.mu.Unlock()
+		}
+	}
+}
+
+// step says what is being done now.
+func (p *progress) step(text string) {
+	text = printable(text)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.text = text
+	if !p.tty {
+		fmt.Fprintln(p.w, text)
+	}
+}
+
+// quiet says what is being done now on a terminal only: for steps too frequent
+// for a log.
+func (p *progress) quiet(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.text = printable(text)
+}
+
+// warn prints a line that stays.
+func (p *progress) warn(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+	fmt.Fprintf(p.w, "Warning: %s\n", printable(fmt.Sprintf(format, args...)))
+}
+
+// clear empties the line. mu is held.
+func (p *progress) clear() {
+	if p.drawn {
+		fmt.Fprint(p.w, clearLine)
+		p.drawn = false
+	}
+}
+
+// end takes the line away. It may be called more than once.
+func (p *progress) end() {
+	p.mu.Lock()
+	select {
+	case <-p.stop:
+		p.mu.Unlock()
+		return
+	default:
+	}
+	close(p.stop)
+	p.mu.Unlock()
+	p.wg.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cgroup gives each generation a control group of its own, on cgroup
+// v1 and v2 alike, and is how a generation is ended to its last process.
+//
+// It is told a parent name and limits; it knows nothing of engines. All
+// groups live below one parent directory per controller, so that what is left
+// behind by a crash can be listed and removed.
+package cgroup
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits of a group. Zero means none.
+type Limits struct {
+	MemoryBytes int64
+	CPUs        int // CPU time, in cores
+	Pids        int
+}
+
+// Hierarchy is the place of our groups on this host.
+type Hierarchy struct {
+	v2     bool
+	roots  map[string]string // controller → mount point (v2: one entry "")
+	parent string            // path below each mount point
+}
+
+// controllers that we use, by their v1 names.
+var controllers = [...]string{"memory", "cpu", "pids"}
+
+// cpuPeriod is the CFS period in µs over which CPU time is limited.
+const cpuPeriod = 100_000
+
+// Detect finds the host's cgroup mounts from /proc/self/mounts and makes the
+// parent group.
+func Detect(parent string) (*Hierarchy, error) {
+	f, err := os.Open("/proc/self/mounts")
+	if err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+	defer f.Close()
+	var lines []string
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		lines = append(lines, sc.Text())
+	}
+	return New(lines, parent)
+}
+
+// New builds a hierarchy from the lines of a mount table. v1 controllers win
+// where both versions are mounted, because a controller bound to v1 is not
+// available in v2.
+func New(mounts []string, parent string) (*Hierarchy, error) {
+	h := &Hierarchy{roots: map[string]string{}, parent: parent}
+	unified := ""
+	for _, l := range mounts {
+		f := strings.Fields(l)
+		if len(f) < 4 {
+			continue
+		}
+		switch f[2] {
+		case "cgroup2":
+			unified = f[1]
+		case "cgroup":
+			opts := strings.Split(f[3], ",")
+			for _, c := range controllers {
+				if slices.Contains(opts, c) {
+					h.roots[c] = f[1]
+				}
+			}
+		}
+	}
+	if len(h.roots) == len(controllers) {
+		return h, h.makeParents()
+	}
+	if unified == "" {
+		return nil, errors.New("cgroup: neither v1 memory, cpu and pids controllers nor a v2 hierarchy are mounted; mount cgroup2 on /sys/fs/cgroup")
+	}
+	h.v2, h.roots = true, map[string]string{"": unified}
+	return h, h.makeParents()
+}
+
+func (h *Hierarchy) makeParents() error {
+	for _, root := range h.roots {
+		dir := root
+		if h.v2 {
+			if err := enable(dir); err != nil {
+				return err
+			}
+		}
+		for _, part := range strings.Split(strings.Trim(h.parent, "/"), "/") {
+			dir = filepath.Join(dir, part)
+			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("cgroup: making the parent group: %w", err)
+			}
+			if h.v2 {
+				if err := enable(dir); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// enable lets the children of a v2 group use our controllers.
+func enable(dir string) error {
+	want := "+memory +cpu +pids"
+	if err := write(filepath.Join(dir, "cgroup.subtree_control"), want); err != nil {
+		return fmt.Errorf("cgroup: enabling %s in %s: %w", want, dir, err)
+	}
+	return nil
+}
+
+// dirs are the group's directories, one per mount point.
+func (h *Hierarchy) dirs(name string) []string {
+	var out []string
+	for _, root := range h.roots {
+		if d := filepath.Join(root, h.parent, name); !slices.Contains(out, d) {
+			out = append(out, d)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Create makes the group and sets its limits.
+func (h *Hierarchy) Create(name string, l Limits) error {
+	for _, d := range h.dirs(name) {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("cgroup: %w", err)
+		}
+	}
+	for file, value := range h.settings(name, l) {
+		if err := write(file, value); err != nil {
+			return fmt.Errorf("cgroup: setting %s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// settings are the files to write and their contents.
+func (h *Hierarchy) settings(name string, l Limits) map[string]string {
+	at := func(controller, file string) string {
+		if h.v2 {
+			controller = ""
+		}
+		return filepath.Join(h.roots[controller], h.parent, name, file)
+	}
+	s := map[string]string{}
+	if l.MemoryBytes > 0 {
+		if h.v2 {
+			s[at("memory", "memory.max")] = strconv.FormatInt(l.MemoryBytes, 10)
+			s[at("memory", "memory.oom.group")] = "0"
+		} else {
+			s[at("memory", "memory.limit_in_bytes")] = strconv.FormatInt(l.MemoryBytes, 10)
+		}
+	}
+	if l.CPUs > 0 {
+		if h.v2 {
+			s[at("cpu", "cpu.max")] = fmt.Sprintf("%d %d", l.CPUs*cpuPeriod, cpuPeriod)
+		} else {
+			s[at("cpu", "cpu.cfs_period_us")] = strconv.Itoa(cpuPeriod)
+			s[at("cpu", "cpu.cfs_quota_us")] = strconv.Itoa(l.CPUs * cpuPeriod)
+		}
+	}
+	if l.Pids > 0 {
+		s[at("pids", "pids.max")] = strconv.Itoa(l.Pids)
+	}
+	return s
+}
+
+// ProcsFiles are the files to write a pid to for it to join the group.
+func (h *Hierarchy) ProcsFiles(name string) []string {
+	var out []string
+	for _, d := range h.dirs(name) {
+		out = append(out, filepath.Join(d, "cgroup.procs"))
+	}
+	return out
+}
+
+// Join moves the calling process into a group given by its ProcsFiles. What it
+// starts from then on is in the group too.
+func Join(procsFiles []string) error {
+	for _, f := range procsFiles {
+		if err := write(f, "0"); err != nil {
+			return fmt.Errorf("cgroup: joining: %w", err)
+		}
+	}
+	return nil
+}
+
+// Procs lists the processes of the group. A missing group has none.
+func (h *Hierarchy) Procs(name string) ([]int, error) {
+	var pids []int
+	for _, f := range h.ProcsFiles(name) {
+		b, err := os.ReadFile(f)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cgroup: %w", err)
+		}
+		for _, w := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(w); err == nil && !slices.Contains(pids, pid) {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids, nil
+}
+
+// MemoryUsage is the memory charged to the group, in bytes; 0 if unknown.
+func (h *Hierarchy) MemoryUsage(name string) int64 {
+	file := filepath.Join(h.roots["memory"], h.parent, name, "memory.usage_in_bytes")
+	if h.v2 {
+		file = filepath.Join(h.roots[""], h.parent, name, "memory.current")
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	return n
+}
+
+// List names the groups below our parent.
+func (h *Hierarchy) List() ([]string, error) {
+	var names []string
+	for _, root := range h.roots {
+		es, err := os.ReadDir(filepath.Join(root, h.parent))
+		if err != nil {
+			return nil, fmt.Errorf("cgroup: %w", err)
+		}
+		for _, e := range es {
+			if e.IsDir() && !slices.Contains(names, e.Name()) {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Kill ends every process of the group, again until none is left, and removes
+// it. A missing group is nil.
+func (h *Hierarchy) Kill(ctx context.Context, name string) error {
+	wait := time.Millisecond
+	for {
+		pids, err := h.Procs(name)
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("cgroup: killing %d of %s: %w", pid, name, err)
+			}
+			// Where we are its parent or reaper, take it from the process table.
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		}
+		if len(pids) == 0 {
+			if err := h.remove(name); err == nil || !errors.Is(err, unix.EBUSY) {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cgroup: %d processes of %s survive SIGKILL: %w", len(pids), name, ctx.Err())
+		case <-time.After(wait):
+			wait = min(2*wait, 50*time.Millisecond)
+		}
+	}
+}
+
+func (h *Hierarchy) remove(name string) error {
+	for _, d := range h.dirs(name) {
+		if err := unix.Rmdir(d); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("cgroup: removing %s: %w", d, err)
+		}
+	}
+	return nil
+}
+
+// RemoveParent removes the parent group where it is empty.
+func (h *Hierarchy) RemoveParent() {
+	for _, root := range h.roots {
+		_ = unix.Rmdir(filepath.Join(root, h.parent)) // not empty: still in use
+	}
+}
+
+// write sets a control file: one write call, no create.
+func write(file, value string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}

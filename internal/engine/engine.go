@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine is the seam between the life cycle of sandboxes and the thing
+// that runs and freezes them.
+//
+// A Driver starts generations (one run of a sandbox), captures them while they
+// run, and restores captures into new generations. It knows processes, cgroups
+// and files of a generation; it does not know sandboxes, orgs, checkpoints'
+// rows, or why anything is done.
+//
+// Invariants: a Process record is enough to find, control and destroy a
+// generation after the server was restarted; a failed Start or Restore leaves
+// nothing behind; Destroy may be repeated; a Capture never stops a generation
+// for longer than its deadline.
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"time"
+)
+
+// Shape is what is fixed when a generation starts.
+type Shape struct {
+	CPUs        int   `json:"cpus"`        // what nproc says inside; also the CPU time limit in cores
+	MemoryBytes int64 `json:"memoryBytes"` // what MemTotal says inside
+	DiskBytes   int64 `json:"diskBytes"`   // size of the writable layer
+	PidsMax     int   `json:"pidsMax"`     // processes and threads inside
+}
+
+// Spec describes a generation to start.
+type Spec struct {
+	Generation string // id, used for names of cgroup, directory and engine container
+	ImagePath  string // EROFS file that is the root file system
+	Hostname   string
+	Shape      Shape
+}
+
+// Process is the durable record of a generation's engine process. Its fields
+// belong to the driver; it travels through the metadata as JSON.
+type Process struct {
+	Generation string `json:"generation"`
+	Build      string `json:"build"` // sha256 of the kept oc build it runs from
+	Dir        string `json:"dir"`   // run-time directory (control socket, log)
+	PID        int    `json:"pid"`
+	StartTime  uint64 `json:"startTime"` // clock ticks since boot: with PID the identity of the process
+	GoferPID   int    `json:"goferPid,omitempty"`
+}
+
+// Encode gives the record as stored.
+func (p Process) Encode() []byte {
+	b, _ := json.Marshal(p) // a struct of strings and numbers cannot fail
+	return b
+}
+
+// DecodeProcess reads a stored record.
+func DecodeProcess(b []byte) (p Process, err error) {
+	err = json.Unmarshal(b, &p)
+	return p, err
+}
+
+// PageRange says where a run of bytes of a capture's page file came from: the
+// engine's memory file Source (0 the application memory, then the others in
+// the order in which the engine registers them) at Offset. (Source, Offset)
+// is the stable identity of a page over captures and restores.
+type PageRange struct {
+	Source uint32
+	Offset uint64
+	Length uint64
+}
+
+// Capture is a frozen state, held in memory until closed.
+type Capture struct {
+	State, Meta, Pages             io.ReaderAt // engine's object graph, its page map, page contents
+	StateSize, MetaSize, PagesSize int64
+	Ranges                         []PageRange // of Pages, in order
+	Pause                          time.Duration
+	Close                          func()
+}
+
+// Requirements is what a capture needs to run again; refused with a reason
+// before anything is stopped where it is not met.
+type Requirements struct {
+	Engine      string   `json:"engine"`      // driver name and version stamp
+	Arch        string   `json:"arch"`        // GOARCH
+	CPUFeatures []string `json:"cpuFeatures"` // sorted
+}
+
+// Target is one generation to restore into.
+type Target struct {
+	Spec  Spec
+	Stdin *os.File // agent's end of its channel; the caller closes its copy
+}
+
+// Restoring is a restore in progress: its targets run as soon as Restore
+// returned, while their memory still loads.
+type Restoring interface {
+	// Processes are the targets' records, in order.
+	Processes() []Process
+	// Pager is the durable record of the process that serves the pages.
+	Pager() Process
+	// Hold freezes target i, Resume lets it run.
+	Hold(ctx context.Context, i int) error
+	Resume(ctx context.Context, i int) error
+	// Loaded is closed when every target is fully loaded or lost.
+	Loaded() <-chan struct{}
+	// Err says, after Loaded, why target i was lost; nil if it is loaded.
+	Err(i int) error
+	// Release lets the pager end by itself once everything is loaded; no
+	// Hold or Resume after it.
+	Release()
+}
+
+// Driver runs generations.
+type Driver interface {
+	// Requirements of captures made by this driver here and now.
+	Requirements() Requirements
+	// Check says why a capture with these requirements cannot run here, or nil.
+	Check(Requirements) error
+	// Start runs a fresh generation whose PID 1 is the agent, its stdin the
+	// given socket.
+	Start(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
+	// Capture freezes the generation, copies its state and thaws it. It first
+	// waits until a generation that is still loading has loaded. budget bounds
+	// the bytes of memory that the copy may take.
+	Capture(ctx context.Context, p Process, budget int64) (*Capture, error)
+	// Restore starts the targets from the checkpoint artefact in dir.
+	Restore(ctx context.Context, dir string, targets []Target) (Restoring, error)
+	// Hurry makes a pager load at full rate, because somebody waits for it.
+	Hurry(pager Process)
+	// Pause and Resume freeze and thaw a generation.
+	Pause(ctx context.Context, p Process) error
+	Resume(ctx context.Context, p Process) error
+	// Alive tells whether the record's process runs.
+	Alive(p Process) bool
+	// Exited is closed when the process has ended.
+	Exited(p Process) (<-chan struct{}, error)
+	// Usage tells what the generation takes of the host, in bytes.
+	Usage(p Process) (memory, disk int64)
+	// Destroy ends the generation and removes everything of it.
+	Destroy(ctx context.Context, p Process) error
+	// Leftovers lists the generations that exist on the host, whether or not
+	// anything remembers them.
+	Leftovers() ([]string, error)
+	// Reap takes ended processes that nobody waits for from the process table;
+	// to be called now and then.
+	Reap()
+	// DestroyGeneration ends and removes a generation known only by its id.
+	DestroyGeneration(ctx context.Context, id string) error
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gvisor is the engine driver for gVisor (systrap: no hardware
+// virtualisation needed).
+//
+// The driver lives in the server but never speaks gVisor's protocols itself:
+// each call into an engine is made by an engine helper (package helper) of the
+// engine's own build, over package wire. What exists of a generation on the
+// host: one cgroup, one run-time directory, an unlinked file on the data disk,
+// and the processes in the cgroup. Destroying a generation is ending the
+// cgroup and removing the directory, from any state, by anyone.
+//
+// It knows processes and files; not sandboxes, rows, or why.
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/cpuid"
+	"gvisor.dev/gvisor/runsc/version"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/cgroup"
+	"github.com/opencomputer/oc/internal/engine/gvisor/disk"
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+	"github.com/opencomputer/oc/internal/fault"
+)
+
+// Config says where the driver keeps things.
+type Config struct {
+	Binary    string // the oc binary that engines and helpers run; "" = this process' own
+	BuildsDir string // kept builds, on the data disk
+	DiskDir   string // files of writable layers, on the data disk
+	RunDir    string // run-time directories; short, because sockets live in it
+	Cgroup    string // parent group
+	BulkRate  int64  // loading of restored memory beyond what the guest waits for, bytes/s per sandbox
+	Log       *slog.Logger
+}
+
+// Driver implements engine.Driver.
+type Driver struct {
+	cfg    Config
+	build  string
+	groups *cgroup.Hierarchy
+	disk   disk.Kind
+	need   engine.Requirements
+	reaper proc.Reaper
+}
+
+var _ engine.Driver = (*Driver)(nil)
+
+// DefaultBulkRate suits a machine with few cores: a gigabyte loads in ten
+// seconds beside running work.
+const DefaultBulkRate = 100 << 20
+
+// engineOverhead is the memory that a generation's cgroup may use beyond what
+// its guest is shown: the engine itself, ~16 KB per file created, page tables.
+func engineOverhead(s engine.Shape) int64 { return 256<<20 + s.MemoryBytes/8 }
+
+// hostPids bounds the host threads of a generation: each guest thread takes up
+// to two (a stub and an engine thread), and the engine some of its own.
+func hostPids(s engine.Shape) int { return 3*s.PidsMax + 512 }
+
+// New makes the driver, keeps a copy of this build and makes the parent
+// cgroup. The process becomes the reaper of its orphaned descendants, because
+// engines are started by helpers that end.
+func New(cfg Config) (*Driver, error) {
+	if cfg.BulkRate == 0 {
+		cfg.BulkRate = DefaultBulkRate
+	}
+	for _, d := range []string{cfg.BuildsDir, cfg.DiskDir, cfg.RunDir} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, fmt.Errorf("engine: %w", err)
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("engine: becoming the reaper of engines: %w", err)
+	}
+	groups, err := cgroup.Detect(cfg.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Binary == "" {
+		cfg.Binary = "/proc/self/exe"
+	}
+	build, err := keepBuild(cfg.BuildsDir, cfg.Binary)
+	if err != nil {
+		return nil, err
+	}
+	cpuid.Initialize()
+	features := strings.Fields(cpuid.HostFeatureSet().FlagString())
+	slices.Sort(features)
+	return &Driver{cfg: cfg, build: build, groups: groups, disk: disk.Overlay{}, need: engine.Requirements{
+		Engine: "gvisor " + version.Version(), Arch: runtime.GOARCH, CPUFeatures: features,
+	}}, nil
+}
+
+// Requirements implements engine.Driver.
+func (d *Driver) Requirements() engine.Requirements { return d.need }
+
+// Build is the hash of the kept build that new engines run from.
+func (d *Driver) Build() string { return d.build }
+
+// Check implements engine.Driver.
+func (d *Driver) Check(r engine.Requirements) error {
+	if r.Engine != d.need.Engine {
+		return fault.New(fault.Invalid, "the checkpoint was made by engine %q, this is %q", r.Engine, d.need.Engine).
+			WithHint("use an oc build with that engine")
+	}
+	if r.Arch != d.need.Arch {
+		return fault.New(fault.Invalid, "the checkpoint is of a %s machine, this is %s", r.Arch, d.need.Arch)
+	}
+	var missing []string
+	for _, f := range r.CPUFeatures {
+		if _, ok := slices.BinarySearch(d.need.CPUFeatures, f); !ok {
+			missing = append(missing, f)
+		}
+	}
+	if len(missing) > 0 {
+		return fault.New(fault.Invalid, "this machine's CPU lacks %s, which the checkpoint needs", strings.Join(missing, ", ")).
+			WithHint("restore it on a machine whose CPU has them")
+	}
+	return nil
+}
+
+func (d *Driver) dir(generation string) string { return filepath.Join(d.cfg.RunDir, generation) }
+
+// prepare makes the engine process of a generation.
+func (d *Driver) prepare(ctx context.Context, s engine.Spec, stdin *os.File, start bool) (_ engine.Process, err error) {
+	dir := d.dir(s.Generation)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return engine.Process{}, fmt.Errorf("engine: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+			defer cancel()
+			err = errors.Join(err, d.DestroyGeneration(cleanup, s.Generation))
+		}
+	}()
+	if err := d.groups.Create(s.Generation, cgroup.Limits{
+		MemoryBytes: s.Shape.MemoryBytes + engineOverhead(s.Shape), CPUs: s.Shape.CPUs, Pids: hostPids(s.Shape),
+	}); err != nil {
+		return engine.Process{}, err
+	}
+	logFile, err := os.OpenFile(filepath.Join(dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		return engine.Process{}, fmt.Errorf("engine: %w", err)
+	}
+	defer logFile.Close()
+	ev, err := d.call(ctx, d.build, wire.Request{
+		Verb: wire.VerbPrepare, Start: start,
+		Targets: []wire.Target{{Generation: s.Generation, Dir: dir}},
+		Prepare: &wire.PrepareExtra{
+			Hostname: s.Hostname, ImagePath: s.ImagePath, DiskDir: d.cfg.DiskDir, Shape: s.Shape,
+			CgroupProcs: d.groups.ProcsFiles(s.Generation),
+		},
+	}, stdin, logFile)
+	if err != nil {
+		return engine.Process{}, fmt.Errorf("%w%s", err, logTail(logFile))
+	}
+	p := ev.Process
+	p.Build = d.build
+	return p, nil
+}
+
+// logTail gives the end of an agent's log for an error message.
+func logTail(f *os.File) string {
+	const most = 1024
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return ""
+	}
+	b := make([]byte, min(most, st.Size()))
+	n, _ := f.ReadAt(b, st.Size()-int64(len(b)))
+	return "; its log ends: " + strings.TrimSpace(string(b[:n]))
+}
+
+// Start implements engine.Driver.
+func (d *Driver) Start(ctx context.Context, s engine.Spec, stdin *os.File) (engine.Process, error) {
+	return d.prepare(ctx, s, stdin, true)
+}
+
+// Pause implements engine.Driver.
+func (d *Driver) Pause(ctx context.Context, p engine.Process) error {
+	return d.control(ctx, p, wire.VerbPause)
+}
+
+// Resume implements engine.Driver.
+func (d *Driver) Resume(ctx context.Context, p engine.Process) error {
+	return d.control(ctx, p, wire.VerbResume)
+}
+
+func (d *Driver) control(ctx context.Context, p engine.Process, verb string) error {
+	_, err := d.call(ctx, p.Build, wire.Request{Verb: verb, Targets: []wire.Target{target(p)}})
+	return err
+}
+
+func target(p engine.Process) wire.Target {
+	return wire.Target{Generation: p.Generation, Dir: p.Dir, PID: p.PID, StartTime: p.StartTime}
+}
+
+// Alive implements engine.Driver.
+func (d *Driver) Alive(p engine.Process) bool { return proc.Alive(p.PID, p.StartTime) }
+
+// Exited implements engine.Driver.
+func (d *Driver) Exited(p engine.Process) (<-chan struct{}, error) {
+	return proc.Exited(p.PID, p.StartTime)
+}
+
+// Usage implements engine.Driver.
+func (d *Driver) Usage(p engine.Process) (memory, diskBytes int64) {
+	if !d.Alive(p) {
+		return 0, 0
+	}
+	return disk.MemoryUsage(p.PID), d.disk.Usage(p.PID)
+}
+
+// destroyTimeout bounds the clean-up after a failure.
+const destroyTimeout = 30 * time.Second
+
+// Destroy implements engine.Driver.
+func (d *Driver) Destroy(ctx context.Context, p engine.Process) error {
+	return d.DestroyGeneration(ctx, p.Generation)
+}
+
+// DestroyGeneration implements engine.Driver.
+func (d *Driver) DestroyGeneration(ctx context.Context, id string) error {
+	if err := d.groups.Kill(ctx, id); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(d.dir(id)); err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	return nil
+}
+
+// Leftovers implements engine.Driver.
+func (d *Driver) Leftovers() ([]string, error) {
+	ids, err := d.groups.List()
+	if err != nil {
+		return nil, err
+	}
+	es, err := os.ReadDir(d.cfg.RunDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	for _, e := range es {
+		if e.IsDir() && strings.HasPrefix(e.Name(), "gn-") && !slices.Contains(ids, e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Reap implements engine.Driver: stub processes of an engine that died are
+// inherited by the reaper.
+func (d *Driver) Reap() { d.reaper.Reap() }
+
+// BinaryPath is the kept copy of this build.
+func (d *Driver) BinaryPath() string { return buildPath(d.cfg.BuildsDir, d.build) }
+
+// Close removes the parent cgroup if nothing runs any more.
+func (d *Driver) Close() { d.groups.RemoveParent() }

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helper
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/control"
+	"gvisor.dev/gvisor/pkg/state/statefile"
+	"gvisor.dev/gvisor/pkg/urpc"
+	"gvisor.dev/gvisor/runsc/boot"
+
+	"github.com/opencomputer/oc/internal/engine/gvisor/disk"
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+	"github.com/opencomputer/oc/internal/pager"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+// capture copies a running generation's state into the arena that it was
+// handed. If this process is killed the engine runs on within milliseconds.
+func capture(_ *bufio.Reader, out *events, req wire.Request) error {
+	t := req.Targets[0]
+	arena, err := pager.NewArena(
+		os.NewFile(wire.FDState, "state"), os.NewFile(wire.FDMeta, "meta"), os.NewFile(wire.FDPages, "pages"))
+	if err != nil {
+		return err
+	}
+	defer arena.Close()
+	c, err := connect(t)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// The engine would otherwise wait for the rest of its memory inside the pause.
+	if err := c.Call(boot.ContMgrWaitRestore, nil, nil); err != nil && !strings.Contains(err.Error(), "is not being restored") {
+		return fmt.Errorf("engine: loading before the checkpoint: %w", err)
+	}
+	arena.Prefault(disk.MemoryUsage(t.PID) + disk.Overlay{}.Usage(t.PID))
+	sock, err := arena.Serve()
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	start := time.Now()
+	err = c.Call(boot.ContMgrCheckpoint, &control.SaveOpts{
+		Metadata:           statefile.CompressionLevelNone.ToMetadata(),
+		Resume:             true,
+		UseCheckpointGofer: true,
+		HavePagesFile:      true,
+		FilePayload:        urpc.FilePayload{Files: []*os.File{sock}},
+	}, nil)
+	held := time.Since(start)
+	if err != nil {
+		return fmt.Errorf("engine: checkpoint: %w", err)
+	}
+	sizes := wire.Sizes{PauseNS: held.Nanoseconds()}
+	sizes.State, sizes.Meta, sizes.Pages = arena.Sizes()
+	ids := store.EncodeRanges(arena.Ranges())
+	if _, err := os.NewFile(wire.FDIDs, "ranges").Write(ids); err != nil {
+		return fmt.Errorf("helper: handing over page identities: %w", err)
+	}
+	sizes.Ranges = int64(len(ids))
+	if sizes.State == 0 || sizes.Meta == 0 {
+		return errors.New("engine: checkpoint: the engine wrote no state")
+	}
+	out.done(wire.Event{Sizes: sizes})
+	return nil
+}
+
+func signalIgnore(sigs ...unix.Signal) {
+	for _, s := range sigs {
+		signal.Ignore(s)
+	}
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helper
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/urpc"
+	"gvisor.dev/gvisor/runsc/boot"
+
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+	"github.com/opencomputer/oc/internal/pager"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+// pagerOOMScore makes the kernel spare a pager: sandboxes that are still
+// loading die with it.
+const pagerOOMScore = -500
+
+// restoring is a restore in progress: this process is the pager of its
+// targets, and outlives the server.
+type restoring struct {
+	req     wire.Request
+	out     *events
+	image   *store.Image
+	servers []*pager.Server
+}
+
+// restore loads the checkpoint into the targets and returns when all of them
+// are loaded or lost, and the server has released this process or gone away.
+func restore(in *bufio.Reader, out *events, req wire.Request) error {
+	ignoreHangups()
+	_ = proc.SetOOMScore(os.Getpid(), pagerOOMScore) // needs CAP_SYS_RESOURCE; best effort
+	image, err := store.OpenImage(req.Image)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	r := &restoring{req: req, out: out, image: image, servers: make([]*pager.Server, len(req.Targets))}
+	files := pager.Files{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages)}
+	for i := range req.Targets {
+		r.servers[i] = pager.NewServer(files, req.Rate, func(err error) { r.lose(i, err) })
+	}
+	hurry := make(chan os.Signal, 1)
+	signal.Notify(hurry, unix.SIGUSR1) // somebody waits for the load to end
+	go func() {
+		for range hurry {
+			for _, s := range r.servers {
+				s.SetRate(0)
+			}
+		}
+	}()
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		r.commands(in)
+	}()
+	var wg sync.WaitGroup
+	for i := range req.Targets {
+		wg.Go(func() { r.load(i) })
+	}
+	wg.Wait()
+	<-released
+	return nil
+}
+
+// load restores one target and waits until all its memory is there.
+func (r *restoring) load(i int) {
+	if err := r.start(i); err != nil {
+		r.lose(i, err)
+		return
+	}
+	r.out.send(wire.Event{Event: wire.EventRunning, Target: i})
+	c, err := connect(r.req.Targets[i])
+	if err == nil {
+		err = c.Call(boot.ContMgrWaitRestore, nil, nil)
+		c.Close()
+	}
+	if err != nil {
+		r.lose(i, fmt.Errorf("engine: loading: %w", err))
+		return
+	}
+	r.out.send(wire.Event{Event: wire.EventLoaded, Target: i})
+}
+
+func (r *restoring) start(i int) error {
+	c, err := connect(r.req.Targets[i])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	sock, err := r.servers[i].Serve()
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	if err := c.Call(boot.ContMgrSetNetworkArgs, &boot.CreateLinksAndRoutesArgs{
+		LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink}, IsRestore: true,
+	}, nil); err != nil {
+		return fmt.Errorf("engine: network: %w", err)
+	}
+	if err := c.Call(boot.ContMgrRestore, &boot.RestoreOpts{
+		Background: true, UseCheckpointGofer: true, FilePayload: urpc.FilePayload{Files: []*os.File{sock}},
+	}, nil); err != nil {
+		return fmt.Errorf("engine: restore: %w", err)
+	}
+	return nil
+}
+
+// lose ends a target whose state cannot be had, before it can act on wrong
+// memory, and says why.
+func (r *restoring) lose(i int, err error) {
+	t := r.req.Targets[i]
+	r.out.send(wire.Event{Event: wire.EventLost, Target: i, Error: err.Error()})
+	if proc.Alive(t.PID, t.StartTime) {
+		_ = unix.Kill(t.PID, unix.SIGKILL) // gone already is as good
+	}
+}
+
+// commands obeys the server until it releases this process or goes away.
+func (r *restoring) commands(in *bufio.Reader) {
+	for {
+		cmd, err := readLine[wire.Command](in)
+		if err != nil || cmd.Do == wire.Release {
+			return
+		}
+		ev := wire.Event{Command: cmd.ID, Target: cmd.Target}
+		switch {
+		case cmd.Target < 0 || cmd.Target >= len(r.req.Targets):
+			ev.Error = fmt.Sprintf("helper: no target %d", cmd.Target)
+		case cmd.Do == wire.VerbPause || cmd.Do == wire.VerbResume:
+			if err := pauseOne(cmd.Do, r.req.Targets[cmd.Target]); err != nil {
+				ev.Error = err.Error()
+			}
+		default:
+			ev.Error = fmt.Sprintf("helper: unknown command %q", cmd.Do)
+		}
+		r.out.done(ev)
+	}
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proc
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reaper takes zombies from the process table that this process inherited and
+// nobody waits for. A child that somebody waits for is a zombie only for an
+// instant, so one that was a zombie at two calls in a row is nobody's.
+type Reaper struct {
+	mu   sync.Mutex
+	seen map[int]bool
+}
+
+// Reap takes the zombies that were there at the last call too. Calls must be
+// seconds apart.
+func (r *Reaper) Reap() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := map[int]bool{}
+	for _, pid := range zombieChildren() {
+		if !r.seen[pid] {
+			now[pid] = true
+			continue
+		}
+		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // gone is as good
+	}
+	r.seen = now
+}
+
+func zombieChildren() (pids []int) {
+	es, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	self := []byte(strconv.Itoa(os.Getpid()))
+	for _, e := range es {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // state, ppid, … (proc_pid_stat(5))
+		if len(f) > 1 && f[0][0] == 'Z' && bytes.Equal(f[1], self) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gvisor
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+)
+
+// Restore implements engine.Driver. The engine processes are prepared side by
+// side, then one helper loads the checkpoint into all of them and stays as
+// their pager, also when this server ends.
+func (d *Driver) Restore(ctx context.Context, dir string, targets []engine.Target) (_ engine.Restoring, err error) {
+	procs := make([]engine.Process, len(targets))
+	errs := make([]error, len(targets))
+	var wg sync.WaitGroup
+	for i, t := range targets {
+		wg.Go(func() { procs[i], errs[i] = d.prepare(ctx, t.Spec, t.Stdin, false) })
+	}
+	wg.Wait()
+	defer func() {
+		if err != nil {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+			defer cancel()
+			for _, t := range targets {
+				err = errors.Join(err, d.DestroyGeneration(cleanup, t.Spec.Generation))
+			}
+		}
+	}()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	r, err := d.startPager(dir, procs)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.awaitRunning(ctx); err != nil {
+		r.kill()
+		return nil, err
+	}
+	return r, nil
+}
+
+// restoring implements engine.Restoring over a helper process.
+type restoring struct {
+	procs []engine.Process
+	pager engine.Process
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+
+	running chan struct{} // closed when each target runs or is lost
+	loaded  chan struct{} // closed when each target is loaded or lost
+
+	mu      sync.Mutex
+	state   []targetState
+	errs    []error
+	nextID  int
+	replies map[int]chan error
+}
+
+type targetState int
+
+const (
+	targetStarting targetState = iota
+	targetRunning
+	targetOver // loaded or lost
+)
+
+func (d *Driver) startPager(dir string, procs []engine.Process) (*restoring, error) {
+	// Not bound to a context: the pager ends by itself.
+	c, err := d.helperCmd(context.Background(), d.build, wire.VerbRestore)
+	if err != nil {
+		return nil, err
+	}
+	stdin, err := c.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("engine: pager: %w", err)
+	}
+	stdout, err := c.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("engine: pager: %w", err)
+	}
+	if err := c.Start(); err != nil {
+		return nil, fmt.Errorf("engine: pager: %w", err)
+	}
+	r := &restoring{
+		procs: procs, cmd: c, stdin: stdin,
+		running: make(chan struct{}), loaded: make(chan struct{}),
+		state: make([]targetState, len(procs)), errs: make([]error, len(procs)), replies: map[int]chan error{},
+	}
+	start, _ := proc.StartTime(c.Process.Pid) // 0 if it is gone already
+	r.pager = engine.Process{Build: d.build, PID: c.Process.Pid, StartTime: start}
+	req := wire.Request{Version: wire.Version, Verb: wire.VerbRestore, Image: dir, Rate: d.cfg.BulkRate}
+	for _, p := range procs {
+		req.Targets = append(req.Targets, target(p))
+	}
+	go r.events(stdout)
+	if err := json.NewEncoder(stdin).Encode(req); err != nil {
+		r.kill()
+		return nil, fmt.Errorf("engine: pager: %w", err)
+	}
+	return r, nil
+}
+
+// events follows the helper to its end.
+func (r *restoring) events(stdout io.Reader) {
+	dec := json.NewDecoder(bufio.NewReader(stdout))
+	failure := errors.New("the pager ended before the sandbox was loaded")
+	for {
+		var ev wire.Event
+		if err := dec.Decode(&ev); err != nil {
+			break
+		}
+		switch {
+		case ev.Event == wire.EventDone && ev.Command == 0 && ev.Error != "":
+			failure = errors.New(ev.Error) // the whole request failed
+		case ev.Event == wire.EventDone:
+			r.reply(ev)
+		case ev.Target >= 0 && ev.Target < len(r.procs):
+			r.note(ev)
+		}
+	}
+	_ = r.cmd.Wait() // its events said what there was to say
+	r.end(failure)
+}
+
+func (r *restoring) reply(ev wire.Event) {
+	var err error
+	if ev.Error != "" {
+		err = errors.New(ev.Error)
+	}
+	r.mu.Lock()
+	ch := r.replies[ev.Command]
+	delete(r.replies, ev.Command)
+	r.mu.Unlock()
+	if ch != nil {
+		ch <- err
+	}
+}
+
+func (r *restoring) note(ev wire.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.state[ev.Target] == targetOver:
+	case ev.Event == wire.EventRunning:
+		r.state[ev.Target] = targetRunning
+	case ev.Event == wire.EventLoaded:
+		r.state[ev.Target] = targetOver
+	case ev.Event == wire.EventLost:
+		r.state[ev.Target], r.errs[ev.Target] = targetOver, errors.New(ev.Error)
+	}
+	r.announce()
+}
+
+// announce closes the channels whose condition holds. r.mu is held.
+func (r *restoring) announce() {
+	least := targetOver
+	for _, s := range r.state {
+		least = min(least, s)
+	}
+	if least >= targetRunning {
+		closeOnce(r.running)
+	}
+	if least >= targetOver {
+		closeOnce(r.loaded)
+	}
+}
+
+func closeOnce(ch chan struct{}) {
+	select {
+	case <-ch:
+	default:
+		close(ch)
+	}
+}
+
+// end settles what the helper left open.
+func (r *restoring) end(failure error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.state {
+		if r.state[i] != targetOver {
+			r.state[i], r.errs[i] = targetOver, failure
+		}
+	}
+	for id, ch := range r.replies {
+		ch <- failure
+		delete(r.replies, id)
+	}
+	r.announce()
+}
+
+func (r *restoring) awaitRunning(ctx context.Context) error {
+	select {
+	case <-r.running:
+	case <-ctx.Done():
+		return fmt.Errorf("engine: restore: %w", context.Cause(ctx))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Join(r.errs...)
+}
+
+func (r *restoring) kill() { _ = r.cmd.Process.Kill() } // gone already is as good
+
+// Processes implements engine.Restoring.
+func (r *restoring) Processes() []engine.Process { return r.procs }
+
+// Pager implements engine.Restoring.
+func (r *restoring) Pager() engine.Process { return r.pager }
+
+// Hold implements engine.Restoring.
+func (r *restoring) Hold(ctx context.Context, i int) error { return r.command(ctx, wire.VerbPause, i) }
+
+// Resume implements engine.Restoring.
+func (r *restoring) Resume(ctx context.Context, i int) error {
+	return r.command(ctx, wire.VerbResume, i)
+}
+
+func (r *restoring) command(ctx context.Context, do string, i int) error {
+	ch := make(chan error, 1)
+	r.mu.Lock()
+	r.nextID++
+	id := r.nextID
+	r.replies[id] = ch
+	err := json.NewEncoder(r.stdin).Encode(wire.Command{ID: id, Do: do, Target: i})
+	r.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("engine: pager: %w", err)
+	}
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("engine: %s: %w", do, context.Cause(ctx))
+	}
+}
+
+// Loaded implements engine.Restoring.
+func (r *restoring) Loaded() <-chan struct{} { return r.loaded }
+
+// Err implements engine.Restoring.
+func (r *restoring) Err(i int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.errs[i]
+}
+
+// Release implements engine.Restoring.
+func (r *restoring) Release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_ = r.stdin.Close() // the end of commands
+}
+
+// Hurry implements engine.Driver.
+func (d *Driver) Hurry(pager engine.Process) {
+	if proc.Alive(pager.PID, pager.StartTime) {
+		_ = unix.Kill(pager.PID, unix.SIGUSR1) // gone: loaded
+	}
+}

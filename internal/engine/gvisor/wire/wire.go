@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wire is the protocol between the engine driver and its helpers.
+//
+// A helper is `oc engine-helper VERB`, started from the kept build of the
+// engine that it talks to. It reads one Request as a line of JSON from its
+// standard input, finds the descriptors named below from number 3 on, and
+// answers with Event lines on its standard output. Fields are only ever added,
+// because a newer server must get along with an older helper: Version says
+// what the server speaks, and a helper refuses a higher major version.
+package wire
+
+import "github.com/opencomputer/oc/internal/engine"
+
+// Version of the protocol.
+const Version = 1
+
+// Verbs of the helper.
+const (
+	// VerbPrepare makes an engine process, and starts the agent in it if
+	// Request.Start. Descriptors: 3 the agent's stdin, 4 its log. One event:
+	// EventDone with the Process.
+	VerbPrepare = "prepare"
+	// VerbCapture copies a running generation's state into an arena.
+	// Descriptors: 3 state, 4 meta, 5 pages, 6 ranges (the page identities,
+	// store format). One event: EventDone with Sizes.
+	VerbCapture = "capture"
+	// VerbRestore loads a checkpoint into prepared engine processes and serves
+	// their pages until all are loaded. Events: EventRunning, EventLoaded,
+	// EventLost per target; EventDone answers each Command on standard input.
+	VerbRestore = "restore"
+	// VerbPause and VerbResume freeze and thaw a generation. One EventDone.
+	VerbPause  = "pause"
+	VerbResume = "resume"
+)
+
+// First descriptors handed to a helper.
+const (
+	FDStdin = 3 // prepare
+	FDLog   = 4
+	FDState = 3 // capture
+	FDMeta  = 4
+	FDPages = 5
+	FDIDs   = 6
+)
+
+// Request is what a helper shall do.
+type Request struct {
+	Version int           `json:"version"`
+	Verb    string        `json:"verb"`
+	Targets []Target      `json:"targets"` // one, but for restore
+	Start   bool          `json:"start,omitempty"`
+	Image   string        `json:"image,omitempty"` // restore: directory of the checkpoint artefact
+	Rate    int64         `json:"rate,omitempty"`  // restore: bulk loading, bytes/s per target
+	Prepare *PrepareExtra `json:"prepare,omitempty"`
+}
+
+// Target names a generation's engine.
+type Target struct {
+	Generation string `json:"generation"`
+	Dir        string `json:"dir"` // run-time directory: control socket, bundle
+	PID        int    `json:"pid,omitempty"`
+	StartTime  uint64 `json:"startTime,omitempty"`
+}
+
+// PrepareExtra is what only prepare needs.
+type PrepareExtra struct {
+	Hostname    string       `json:"hostname"`
+	ImagePath   string       `json:"imagePath"`
+	DiskDir     string       `json:"diskDir"` // directory for files of writable layers
+	Shape       engine.Shape `json:"shape"`
+	CgroupProcs []string     `json:"cgroupProcs"` // files to join the generation's cgroup by
+}
+
+// Command is sent to a restoring helper after the request.
+type Command struct {
+	ID     int    `json:"id"`
+	Do     string `json:"do"` // VerbPause | VerbResume | "release"
+	Target int    `json:"target"`
+}
+
+// Release tells a restoring helper that no command will follow.
+const Release = "release"
+
+// Kinds of events.
+const (
+	EventDone    = "done"
+	EventRunning = "running" // the target's processes run; its memory still loads
+	EventLoaded  = "loaded"
+	EventLost    = "lost" // the target cannot run: Error says why
+)
+
+// Event is a line of a helper's output.
+type Event struct {
+	Event   string         `json:"event"`
+	Target  int            `json:"target,omitempty"`
+	Command int            `json:"command,omitempty"` // EventDone of a Command
+	Error   string         `json:"error,omitempty"`
+	Process engine.Process `json:"process,omitzero"`
+	Sizes   Sizes          `json:"sizes,omitzero"`
+}
+
+// Sizes of a capture, in bytes, and how long the engine was held, in ns.
+type Sizes struct {
+	State, Meta, Pages, Ranges int64
+	PauseNS                    int64
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/opencomputer/oc/internal/keeper"
+	"github.com/opencomputer/oc/internal/sandbox"
+)
+
+// keeperLink is the connection to the keeper, made when it is first needed and
+// again when the keeper was lost.
+type keeperLink struct {
+	socket string
+	start  func(context.Context) error
+
+	mu sync.Mutex
+	c  *keeper.Client
+}
+
+var _ sandbox.Keeper = (*keeperLink)(nil)
+
+func (k *keeperLink) client(ctx context.Context) (*keeper.Client, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.c != nil {
+		select {
+		case <-k.c.Done():
+			k.c.Close()
+			k.c = nil
+		default:
+			return k.c, nil
+		}
+	}
+	c, err := keeper.Ensure(ctx, k.socket, k.start)
+	if err != nil {
+		return nil, err
+	}
+	k.c = c
+	return c, nil
+}
+
+// Put implements sandbox.Keeper.
+func (k *keeperLink) Put(ctx context.Context, name string, files ...syscall.Conn) error {
+	c, err := k.client(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Put(ctx, name, files...)
+}
+
+// Get implements sandbox.Keeper.
+func (k *keeperLink) Get(ctx context.Context, name string) ([]*os.File, error) {
+	c, err := k.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.Get(ctx, name)
+}
+
+// List implements sandbox.Keeper.
+func (k *keeperLink) List(ctx context.Context) ([]string, error) {
+	c, err := k.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.List(ctx)
+}
+
+// Drop implements sandbox.Keeper.
+func (k *keeperLink) Drop(ctx context.Context, name string) error {
+	c, err := k.client(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Drop(ctx, name)
+}
+
+// stop ends the keeper, which must hold nothing.
+func (k *keeperLink) stop(ctx context.Context) error {
+	c, err := k.client(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Stop(ctx)
+}
+
+func (k *keeperLink) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.c != nil {
+		k.c.Close()
+		k.c = nil
+	}
+}

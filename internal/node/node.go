@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package node puts a server together: it opens what the settings name, gives
+// each package the others it needs, runs them, and ends them in order.
+//
+// This is the one place that knows every package; no package knows it but
+// cmd/oc. Invariants: one server per data directory; what was opened is closed
+// on every path; sandboxes run on when a node ends.
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"github.com/opencomputer/oc/internal/agentbin"
+	"github.com/opencomputer/oc/internal/api"
+	"github.com/opencomputer/oc/internal/buildinfo"
+	"github.com/opencomputer/oc/internal/catalog"
+	"github.com/opencomputer/oc/internal/checkpoint"
+	"github.com/opencomputer/oc/internal/durable"
+	"github.com/opencomputer/oc/internal/engine/gvisor"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+	"github.com/opencomputer/oc/internal/store"
+	"github.com/opencomputer/oc/internal/template"
+)
+
+// Node is an opened data directory with everything on it.
+type Node struct {
+	places      places
+	log         *slog.Logger
+	lock        *os.File
+	meta        *meta.DB
+	engine      *gvisor.Driver
+	keeper      *keeperLink
+	catalog     *catalog.Catalog
+	sandboxes   *sandbox.Service
+	checkpoints *checkpoint.Service
+	limits      sandbox.Limits
+}
+
+// KeeperCommand is the subcommand of oc that is the keeper.
+const KeeperCommand = "keeper"
+
+// Open locks the data directory and opens what is in it. Nothing is changed
+// there yet, and nothing runs.
+func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error) {
+	if os.Geteuid() != 0 {
+		return nil, fault.New(fault.Invalid, "the server must run as root").WithHint("sudo oc serve")
+	}
+	agent, err := agentbin.Binary()
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{places: placesOf(s.DataDir), log: log}
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	if n.lock, err = lockData(s.DataDir); err != nil {
+		return nil, err
+	}
+	if n.meta, err = meta.Open(ctx, database(s), log); err != nil {
+		return nil, err
+	}
+	if n.engine, err = gvisor.New(gvisor.Config{
+		BuildsDir: n.places.in("engines"), DiskDir: n.places.in("disks"), RunDir: n.places.run,
+		Cgroup: n.places.cgroup, BulkRate: int64(s.LoadRateMB) << 20, Log: log,
+	}); err != nil {
+		return nil, err
+	}
+	builder, err := template.New(s.DataDir, log)
+	if err != nil {
+		return nil, err
+	}
+	checkpoints, err := store.OpenDir(n.places.in("checkpoints"))
+	if err != nil {
+		return nil, err
+	}
+	if n.limits, err = sandbox.DefaultLimits(); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(n.places.in("uploads")); err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	if err := os.MkdirAll(n.places.in("uploads"), 0o700); err != nil {
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	n.keeper = &keeperLink{socket: n.places.keeperSocket(), start: n.startKeeper}
+	n.catalog = catalog.New(n.meta, builder, agent, n.places.in("uploads"), log)
+	n.sandboxes = sandbox.New(sandbox.Config{
+		Meta: n.meta, Engine: n.engine, Keeper: n.keeper, Images: n.catalog, Limits: n.limits, Log: log,
+	})
+	budget := int64(s.CaptureBudgetMB) << 20
+	if budget == 0 {
+		budget = int64(n.limits.MaxMemoryMB) << 20 / 4
+	}
+	n.checkpoints = checkpoint.New(checkpoint.Config{
+		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: checkpoints, Budget: budget, Log: log,
+	})
+	return n, nil
+}
+
+func database(s Settings) string {
+	if s.Database != "" {
+		return s.Database
+	}
+	return placesOf(s.DataDir).in("meta.db")
+}
+
+// startKeeper starts the keeper from the kept build, detached from this server.
+func (n *Node) startKeeper(context.Context) error {
+	logFile, err := os.OpenFile(n.places.in("keeper.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	defer logFile.Close()
+	c := exec.Command(n.engine.BinaryPath(), KeeperCommand, "--socket", n.places.keeperSocket())
+	c.Stdout, c.Stderr = logFile, logFile
+	c.Env = []string{}
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := c.Start(); err != nil {
+		return fmt.Errorf("node: starting the keeper: %w", err)
+	}
+	go func() { _ = c.Wait() }() // takes it from the process table if it ends before us
+	return nil
+}
+
+// Serve adopts what runs and serves the API until ctx ends. ready is told the
+// API's address when it answers.
+func (n *Node) Serve(ctx context.Context, listen string, ready func(url string) error) error {
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot listen on %s", listen).WithHint("choose another --listen")
+	}
+	defer l.Close()
+	for _, start := range []func(context.Context) error{n.catalog.Start, n.checkpoints.Start, n.sandboxes.Start} {
+		if err := start(ctx); err != nil {
+			return err
+		}
+	}
+	url := "http://" + l.Addr().String()
+	key, err := n.signingKey()
+	if err != nil {
+		return err
+	}
+	server, err := api.New(api.Config{
+		Sandboxes: n.sandboxes, Checkpoints: n.checkpoints, Templates: n.catalog, Keys: n.meta, Log: n.log,
+		SigningKey: key, MaxCPUs: n.limits.MaxCPUs, MaxMemoryMB: n.limits.MaxMemoryMB,
+		Version: buildinfo.Version(), APIURL: url, DataDir: n.places.data,
+	})
+	if err != nil {
+		return err
+	}
+	web := server.HTTPServer()
+	failed := make(chan error, 1)
+	go func() { failed <- web.Serve(l) }()
+	inst := Instance{Version: buildinfo.Version(), APIURL: url, DataDir: n.places.data}
+	if err := errors.Join(inst.write(), ready(url)); err != nil {
+		return errors.Join(err, web.Close())
+	}
+	n.log.Info("serving", "url", url, "version", buildinfo.Version(), "engine", buildinfo.Engine())
+	select {
+	case err := <-failed:
+		return fmt.Errorf("node: serving: %w", err)
+	case <-ctx.Done():
+	}
+	return n.shutdown(server, web)
+}
+
+// shutdownTimeout bounds how long requests in flight may take to end.
+const shutdownTimeout = 20 * time.Second
+
+func (n *Node) shutdown(server *api.Server, web *http.Server) error {
+	n.log.Info("shutting down; sandboxes run on")
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	err := errors.Join(server.Shutdown(ctx), web.Shutdown(ctx))
+	if errors.Is(err, context.DeadlineExceeded) {
+		n.log.Warn("requests were cut off", "error", err)
+		err = web.Close()
+	}
+	if e := os.Remove(n.places.in(instanceFile)); !errors.Is(e, fs.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// Close ends the node; sandboxes run on.
+func (n *Node) Close() {
+	n.checkpoints.Close()
+	n.sandboxes.Close()
+	n.close()
+}
+
+func (n *Node) close() {
+	if n.keeper != nil {
+		n.keeper.close()
+	}
+	for _, c := range []io.Closer{n.meta, n.lock} {
+		if err := c.Close(); err != nil && !errors.Is(err, os.ErrInvalid) {
+			n.log.Error("closing", "error", err)
+		}
+	}
+}
+
+// signingKey is the key of file URLs, made at the first start.
+func (n *Node) signingKey() ([]byte, error) {
+	path := n.places.in("signing.key")
+	key, err := os.ReadFile(path)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	key = make([]byte, 32)
+	_, _ = rand.Read(key) // never fails (crypto/rand)
+	return key, durable.WriteFile(path, key, 0o600)
+}
+
+// FirstKey makes an API key if there is none yet, and gives it, else "".
+func (n *Node) FirstKey(ctx context.Context) (string, error) {
+	count, err := n.meta.CountKeys(ctx)
+	if err != nil || count > 0 {
+		return "", err
+	}
+	plain, _, err := n.meta.CreateKey(ctx, DefaultOrg, "first")
+	return plain, err
+}
+
+// DefaultOrg is the org of the first key.
+const DefaultOrg = "default"
+
+// KillAll ends every sandbox, and the keeper. The node must not be serving.
+func (n *Node) KillAll(ctx context.Context) (killed int, err error) {
+	rows, err := n.meta.SandboxesAnyOrg(ctx, meta.SandboxRunning, meta.SandboxError)
+	if err != nil {
+		return 0, err
+	}
+	for _, sb := range rows {
+		if e := n.sandboxes.Kill(ctx, sb.OrgID, sb.ID); e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		killed++
+	}
+	left, e := n.engine.Leftovers()
+	err = errors.Join(err, e)
+	for _, id := range left {
+		err = errors.Join(err, n.engine.DestroyGeneration(ctx, id), n.keeper.Drop(ctx, id))
+	}
+	if err == nil {
+		err = n.keeper.stop(ctx)
+		n.engine.Close()
+		_ = os.Remove(n.places.run) // not empty: something is left, and stays visible
+	}
+	return killed, err
+}

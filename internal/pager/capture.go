@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/memmap"
+	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
+	"gvisor.dev/gvisor/pkg/sentry/state/stateio"
+
+	"github.com/opencomputer/oc/internal/engine"
+)
+
+// Arena is where a capture is copied to: three files of memory (or, for a
+// sandbox larger than the memory budget, of disk), handed to the process that
+// makes the capture durable.
+type Arena struct {
+	files map[string]*region
+}
+
+type region struct {
+	mem []byte // mapping of the whole file, whose size is the bound
+	n   int64  // bytes written
+	frs []engine.PageRange
+}
+
+// NewArena maps the three files; their sizes bound what a capture may take.
+func NewArena(state, meta, pages *os.File) (_ *Arena, err error) {
+	a := &Arena{files: map[string]*region{}}
+	defer func() {
+		if err != nil {
+			a.Close()
+		}
+	}()
+	for name, f := range map[string]*os.File{
+		checkpointfiles.StateFileName:         state,
+		checkpointfiles.PagesMetadataFileName: meta,
+		checkpointfiles.PagesFileName:         pages,
+	} {
+		st, err := f.Stat()
+		if err != nil {
+			return nil, fmt.Errorf("pager: arena: %w", err)
+		}
+		mem, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return nil, fmt.Errorf("pager: mapping the arena (%d bytes): %w", st.Size(), err)
+		}
+		a.files[name] = &region{mem: mem}
+	}
+	return a, nil
+}
+
+// Prefault brings the first n bytes of the page region into memory, so that
+// the copy inside the pause causes no page faults. It does what it can.
+func (a *Arena) Prefault(n int64) {
+	mem := a.files[checkpointfiles.PagesFileName].mem
+	n = min((n+pageSize-1)&^(pageSize-1), int64(len(mem)))
+	half := (n / 2) &^ (pageSize - 1)
+	var wg sync.WaitGroup
+	for _, part := range [][]byte{mem[:half], mem[half:n]} {
+		if len(part) > 0 {
+			wg.Go(func() { _ = unix.Madvise(part, unix.MADV_POPULATE_WRITE) }) // an optimisation
+		}
+	}
+	wg.Wait()
+}
+
+// Serve starts serving the arena's files for writing and gives the engine's
+// end of the connection.
+func (a *Arena) Serve() (*os.File, error) { return serve(captureServer{a}) }
+
+// Sizes are the bytes written to each file, valid after the capture.
+func (a *Arena) Sizes() (state, meta, pages int64) {
+	return a.files[checkpointfiles.StateFileName].n,
+		a.files[checkpointfiles.PagesMetadataFileName].n,
+		a.files[checkpointfiles.PagesFileName].n
+}
+
+// Ranges are the identities of the pages written, valid after the capture.
+func (a *Arena) Ranges() []engine.PageRange { return a.files[checkpointfiles.PagesFileName].frs }
+
+// Close unmaps the arena; the files stay the caller's.
+func (a *Arena) Close() {
+	for _, r := range a.files {
+		_ = unix.Munmap(r.mem)
+	}
+	a.files = nil
+}
+
+// captureServer implements stateipc.AsyncFileServerImpl for writing.
+type captureServer struct{ a *Arena }
+
+func (captureServer) Destroy() {}
+
+func (captureServer) OpenRead(string) (stateio.AsyncReader, error) {
+	return nil, errors.New("a capture is not for reading")
+}
+
+func (s captureServer) OpenWrite(path string) (stateio.AsyncWriter, error) {
+	r := s.a.files[path]
+	if r == nil {
+		return nil, fmt.Errorf("unexpected file %q", path)
+	}
+	w := &captureWriter{r: r, done: make(chan stateio.Completion, maxParallel), jobs: make(chan copyJob, maxParallel)}
+	workers := 1
+	if path == checkpointfiles.PagesFileName {
+		w.identify = true
+		workers = runtime.NumCPU()
+	}
+	for range workers {
+		w.wg.Go(w.work)
+	}
+	return w, nil
+}
+
+// Limits of the page protocol for captures: large enough that the engine never
+// waits for us, small enough that two workers share the copying evenly.
+const (
+	maxParallel     = 64
+	maxCaptureBytes = 1 << 20
+	maxRanges       = 256
+)
+
+type copyJob struct {
+	id   int
+	off  int64
+	size uint64
+	from stateio.LocalClientRanges
+}
+
+// captureWriter copies what the engine writes into a region, in the order in
+// which it is submitted.
+type captureWriter struct {
+	stateio.NoRegisterClientFD
+	r        *region
+	identify bool // record page identities
+	sources  uint32
+	off      int64
+	jobs     chan copyJob
+	done     chan stateio.Completion
+	wg       sync.WaitGroup
+}
+
+type source uint32
+
+// RegisterSourceFD numbers the engine's memory files in their order.
+func (w *captureWriter) RegisterSourceFD(int32, uint64, []stateio.ClientFileRangeSetting) (stateio.SourceFile, error) {
+	w.sources++
+	return source(w.sources - 1), nil
+}
+
+func (w *captureWriter) work() {
+	for j := range w.jobs {
+		dst := w.r.mem[j.off:]
+		for _, m := range mappings(j.from) {
+			dst = dst[copy(dst, m):]
+		}
+		w.done <- stateio.Completion{ID: j.id, N: j.size}
+	}
+}
+
+func (w *captureWriter) add(id int, size uint64, sf stateio.SourceFile, frs []memmap.FileRange, from stateio.LocalClientRanges) {
+	off := w.off
+	if uint64(len(w.r.mem))-uint64(off) < size {
+		w.done <- stateio.Completion{ID: id, Err: unix.ENOSPC}
+		return
+	}
+	w.off += int64(size)
+	if w.identify {
+		src, _ := sf.(source)
+		for _, fr := range frs {
+			w.r.frs = appendRange(w.r.frs, engine.PageRange{Source: uint32(src), Offset: fr.Start, Length: fr.Length()})
+		}
+	}
+	w.jobs <- copyJob{id: id, off: off, size: size, from: from}
+}
+
+// appendRange joins neighbours.
+func appendRange(rs []engine.PageRange, r engine.PageRange) []engine.PageRange {
+	if n := len(rs); n > 0 {
+		if l := &rs[n-1]; l.Source == r.Source && l.Offset+l.Length == r.Offset {
+			l.Length += r.Length
+			return rs
+		}
+	}
+	return append(rs, r)
+}
+
+func (w *captureWriter) AddWrite(id int, sf stateio.SourceFile, fr memmap.FileRange, m []byte) {
+	w.add(id, uint64(len(m)), sf, []memmap.FileRange{fr}, stateio.LocalClientMapping(m))
+}
+
+func (w *captureWriter) AddWritev(id int, total uint64, sf stateio.SourceFile, frs []memmap.FileRange, iovs []unix.Iovec) {
+	w.add(id, total, sf, frs, stateio.LocalClientMappings(slices.Clone(iovs)))
+}
+
+func (w *captureWriter) Wait(cs []stateio.Completion, n int) ([]stateio.Completion, error) {
+	return stateio.CompletionChanWait(w.done, cs, n)
+}
+
+func (w *captureWriter) Reserve(uint64) {}
+
+func (w *captureWriter) Finalize() error {
+	w.r.n = w.off
+	return nil
+}
+
+func (w *captureWriter) Close() error {
+	close(w.jobs)
+	w.wg.Wait()
+	return nil
+}
+
+func (w *captureWriter) MaxWriteBytes() uint64 { return maxCaptureBytes }
+func (w *captureWriter) MaxRanges() int        { return maxRanges }
+func (w *captureWriter) MaxParallel() int      { return maxParallel }

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/opencomputer/oc/internal/agentclient"
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+)
+
+// Start adopts the sandboxes that run, removes what an earlier server left
+// half made, and begins the background work: timeouts and reconciliation.
+func (s *Service) Start(ctx context.Context) error {
+	gens, err := s.cfg.Meta.Generations(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range gens {
+		if err := s.adopt(ctx, g); err != nil {
+			s.cfg.Log.Error("adopting", "generation", g.ID, "sandbox", g.SandboxID, "error", err)
+		}
+	}
+	if err := s.settleRows(ctx); err != nil {
+		return err
+	}
+	if err := s.sweep(ctx); err != nil {
+		return err
+	}
+	s.wg.Go(s.timeouts)
+	s.wg.Go(s.reconcile)
+	return nil
+}
+
+// adopt takes up a generation found in the metadata, or ends it.
+func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
+	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, g.SandboxID)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	if err != nil || g.State != meta.GenerationLive || sb.State != meta.SandboxRunning || sb.GenerationID != g.ID {
+		return s.discard(ctx, g)
+	}
+	run, err := s.resume(ctx, g)
+	if err != nil {
+		return s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
+			return op.end(ctx, meta.SandboxError, err.Error())
+		})
+	}
+	b := s.box(sb.ID)
+	b.setTimeout(sb.TimeoutSec)
+	b.touch(sb.LastActiveAt)
+	b.install(run)
+	s.watch(b, run)
+	if len(g.Pager) > 0 {
+		s.followPager(b, run)
+	}
+	return nil
+}
+
+// resume makes a run of a generation that runs already.
+func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
+	proc, err := engine.DecodeProcess(g.Process)
+	if err != nil {
+		return nil, fmt.Errorf("the record of its engine process cannot be read: %w", err)
+	}
+	if !s.cfg.Engine.Alive(proc) {
+		return nil, errors.New("its engine process ended while the server was down")
+	}
+	files, err := s.cfg.Keeper.Get(ctx, g.ID)
+	if err != nil || len(files) == 0 {
+		return nil, fmt.Errorf("the keeper does not hold its channel: %w", err)
+	}
+	for _, f := range files {
+		defer f.Close()
+	}
+	agent, err := agentclient.New(files[0], s.cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
+	if _, err := agent.Hello(ctx, agentclient.HelloRequest{Generation: g.ID, Timeline: g.Timeline}); err != nil {
+		return nil, errors.Join(fmt.Errorf("its agent does not answer: %w", err), agent.Close())
+	}
+	return &Run{gen: g, proc: proc, agent: agent, changed: make(chan struct{})}, nil
+}
+
+// followPager waits for the pager of an earlier server to end: by then the run
+// is loaded, or its engine has ended, which its watcher sees.
+func (s *Service) followPager(b *box, run *Run) {
+	pager, err := engine.DecodeProcess(run.gen.Pager)
+	if err == nil {
+		var exited <-chan struct{}
+		if exited, err = s.cfg.Engine.Exited(pager); err == nil {
+			s.wg.Go(func() {
+				select {
+				case <-exited:
+					if s.cfg.Engine.Alive(run.proc) {
+						s.loaded(run)
+					}
+				case <-run.changed:
+				case <-s.ctx.Done():
+				}
+			})
+		}
+	}
+	if err != nil {
+		s.cfg.Log.Error("following a pager", "sandbox", b.id, "error", err)
+	}
+}
+
+// settleRows ends the sandboxes whose rows say more than there is.
+func (s *Service) settleRows(ctx context.Context) error {
+	rows, err := s.cfg.Meta.SandboxesAnyOrg(ctx, meta.SandboxPending, meta.SandboxRunning)
+	if err != nil {
+		return err
+	}
+	for _, sb := range rows {
+		run, _ := s.box(sb.ID).current()
+		switch {
+		case sb.State == meta.SandboxPending:
+			err = s.cfg.Meta.DeleteSandboxRow(ctx, sb.ID)
+		case run == nil:
+			err = s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
+				return op.end(ctx, meta.SandboxError, "it had no running generation when the server started")
+			})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweep removes what exists on the host, or in the keeper, without a row. A row
+// exists before what it accounts for, so what is listed first and has no row
+// afterwards is nobody's.
+func (s *Service) sweep(ctx context.Context) error {
+	found, err := s.cfg.Engine.Leftovers()
+	if err != nil {
+		return err
+	}
+	held, err := s.cfg.Keeper.List(ctx)
+	if err != nil {
+		return err
+	}
+	gens, err := s.cfg.Meta.Generations(ctx)
+	if err != nil {
+		return err
+	}
+	known := func(id string) bool {
+		return slices.ContainsFunc(gens, func(g meta.Generation) bool { return g.ID == id })
+	}
+	var errs []error
+	for _, id := range found {
+		if !known(id) {
+			errs = append(errs, s.cfg.Engine.DestroyGeneration(ctx, id))
+		}
+	}
+	for _, id := range held {
+		if !known(id) {
+			errs = append(errs, s.cfg.Keeper.Drop(ctx, id))
+		}
+	}
+	for _, g := range gens {
+		if g.State == meta.GenerationEnding {
+			errs = append(errs, s.discard(ctx, g))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	reconcileEvery = time.Minute
+	timeoutsEvery  = time.Second
+	// touchEvery is how exact the stored start of a rolling timeout is.
+	touchEvery = 10 * time.Second
+)
+
+func (s *Service) reconcile() {
+	s.every(reconcileEvery, func() {
+		s.cfg.Engine.Reap()
+		if err := s.sweep(s.ctx); err != nil && s.ctx.Err() == nil {
+			s.cfg.Log.Error("reconciliation", "error", err)
+		}
+	})
+}
+
+func (s *Service) every(d time.Duration, f func()) {
+	t := time.NewTicker(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			f()
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// timeouts expires idle sandboxes and stores when they were last used.
+func (s *Service) timeouts() {
+	s.every(timeoutsEvery, func() {
+		now := s.cfg.Now()
+		s.mu.Lock()
+		boxes := make([]*box, 0, len(s.boxes))
+		for _, b := range s.boxes {
+			boxes = append(boxes, b)
+		}
+		s.mu.Unlock()
+		for _, b := range boxes {
+			touch, expired := b.tick(now)
+			if !touch.IsZero() {
+				if err := s.cfg.Meta.TouchSandbox(s.ctx, b.id, touch); err != nil && s.ctx.Err() == nil {
+					s.cfg.Log.Error("storing the last use", "sandbox", b.id, "error", err)
+				}
+			}
+			if expired && s.cfg.Expire != nil {
+				s.wg.Go(func() { s.expire(b) })
+			}
+		}
+	})
+}
+
+// tick tells whether the last use is to be stored (zero: no) and whether the
+// timeout has passed, which it says once.
+func (b *box) tick(now time.Time) (touch time.Time, expired bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.run == nil {
+		return time.Time{}, false
+	}
+	if b.leases > 0 {
+		b.active = now
+	}
+	if b.active.Sub(b.touched) >= touchEvery {
+		b.touched = b.active
+		touch = b.active
+	}
+	if b.timeout > 0 && !b.expiring && now.Sub(b.active) >= b.timeout {
+		b.expiring = true
+		expired = true
+	}
+	return touch, expired
+}
+
+func (s *Service) expire(b *box) {
+	defer func() {
+		b.mu.Lock()
+		b.expiring = false
+		b.mu.Unlock()
+	}()
+	err := s.Operate(s.ctx, b.id, "expire", func(ctx context.Context, op *Operation) error {
+		open := b.closeGate() // what is used from here on would not be saved
+		defer open()
+		sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, b.id)
+		if err != nil || sb.State != meta.SandboxRunning || !b.idle(s.cfg.Now()) {
+			return err
+		}
+		if err := s.cfg.Expire(ctx, op, sb); err != nil {
+			return err
+		}
+		return op.Stop(ctx, "expired")
+	})
+	if err != nil && s.ctx.Err() == nil {
+		s.cfg.Log.Error("expiring; the sandbox runs on for another timeout", "sandbox", b.id, "error", err)
+		b.touch(s.cfg.Now())
+	}
+}
+
+// idle tells whether the timeout has still passed.
+func (b *box) idle(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.leases == 0 && b.timeout > 0 && now.Sub(b.active) >= b.timeout
+}

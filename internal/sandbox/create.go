@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"github.com/opencomputer/oc/internal/meta"
+)
+
+// Create makes a sandbox and returns when its agent answers. After a failure
+// nothing of it remains.
+func (s *Service) Create(ctx context.Context, orgID string, req CreateRequest) (_ meta.Sandbox, err error) {
+	sb := meta.Sandbox{
+		OrgID: orgID, Name: req.Name, CPUs: req.CPUs, MemoryMB: req.MemoryMB, DiskMB: req.DiskMB,
+		TimeoutSec: req.TimeoutSec, Envs: maps.Clone(req.Envs), Metadata: maps.Clone(req.Metadata),
+	}
+	if err := s.cfg.Limits.complete(&sb); err != nil {
+		return meta.Sandbox{}, err
+	}
+	if err := s.cfg.Limits.admit(1); err != nil {
+		return meta.Sandbox{}, err
+	}
+	img, err := s.cfg.Images.Resolve(ctx, orgID, req.Template, req.Progress)
+	if err != nil {
+		return meta.Sandbox{}, err
+	}
+	sb.Template = img.Template
+	if err := s.insert(ctx, &sb); err != nil {
+		return meta.Sandbox{}, err
+	}
+	run, err := s.startFresh(ctx, sb, img)
+	if err == nil {
+		err = s.enter(ctx, &sb, run)
+	}
+	if err != nil {
+		return meta.Sandbox{}, errors.Join(err, s.cfg.Meta.DeleteSandboxRow(context.WithoutCancel(ctx), sb.ID))
+	}
+	return sb, nil
+}
+
+// insert makes the row of a sandbox to come.
+func (s *Service) insert(ctx context.Context, sb *meta.Sandbox) error {
+	now := s.cfg.Now()
+	sb.State, sb.StartedAt, sb.LastActiveAt = meta.SandboxPending, now, now
+	return s.cfg.Meta.InsertSandbox(ctx, sb)
+}
+
+// startFresh starts the first generation of a sandbox.
+func (s *Service) startFresh(ctx context.Context, sb meta.Sandbox, img Image) (_ *Run, err error) {
+	sd, err := s.sow(ctx, sb, img, "")
+	if err != nil {
+		return nil, err
+	}
+	defer sd.close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.discard(ctx, sd.gen))
+		}
+	}()
+	proc, err := s.cfg.Engine.Start(ctx, sd.spec, sd.guest)
+	if err != nil {
+		return nil, err
+	}
+	return s.greet(ctx, sb, sd, proc)
+}
+
+// enter makes a run the first of its sandbox, and the sandbox running. On an
+// error the run is gone.
+func (s *Service) enter(ctx context.Context, sb *meta.Sandbox, run *Run) error {
+	sb.State, sb.GenerationID = meta.SandboxRunning, run.gen.ID
+	run.gen.State = meta.GenerationLive
+	err := s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+		return errors.Join(tx.UpdateGeneration(ctx, &run.gen), tx.UpdateSandbox(ctx, sb))
+	})
+	if err != nil {
+		run.retire()
+		return errors.Join(err, s.discard(ctx, run.gen))
+	}
+	b := s.box(sb.ID)
+	b.setTimeout(sb.TimeoutSec)
+	b.touch(s.cfg.Now())
+	b.install(run)
+	s.watch(b, run)
+	return nil
+}
+
+// Plan checks and inserts the rows of sandboxes to be restored, pending; all
+// or none.
+func (s *Service) Plan(ctx context.Context, rows []meta.Sandbox) ([]meta.Sandbox, error) {
+	for i := range rows {
+		err := s.cfg.Limits.complete(&rows[i])
+		if err == nil {
+			err = s.insert(ctx, &rows[i])
+		}
+		if err != nil {
+			return nil, errors.Join(err, s.Unplan(ctx, rows[:i]))
+		}
+	}
+	return rows, nil
+}
+
+// Unplan removes rows of sandboxes that did not come to be.
+func (s *Service) Unplan(ctx context.Context, rows []meta.Sandbox) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for _, sb := range rows {
+		now, err := s.cfg.Meta.SandboxAnyOrg(ctx, sb.ID)
+		if err == nil && now.State == meta.SandboxPending {
+			errs = append(errs, s.cfg.Meta.DeleteSandboxRow(ctx, sb.ID))
+		}
+	}
+	return errors.Join(errs...)
+}

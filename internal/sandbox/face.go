@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"sync"
+
+	"github.com/opencomputer/oc/internal/agentclient"
+	"github.com/opencomputer/oc/internal/meta"
+)
+
+// CreateRequest says what a new sandbox shall be. Zero values mean defaults.
+type CreateRequest struct {
+	Template   string // name; "" = base
+	Name       string // optional label
+	CPUs       int
+	MemoryMB   int
+	DiskMB     int
+	TimeoutSec int // rolling idle timeout in seconds; 0 = never
+	Envs       map[string]string
+	Metadata   map[string]string
+	// Progress, unless nil, is given lines for a person while the create has to
+	// wait for something long, such as the build of a missing template.
+	Progress func(string)
+}
+
+// Lease is the use of a running sandbox's agent by one data-plane call. While
+// it is held the call counts as activity. It must be released.
+type Lease struct {
+	// Agent speaks to the sandbox's agent; shared, not owned by the lease.
+	Agent *agentclient.Client
+	// Sandbox is the row as of the acquisition.
+	Sandbox meta.Sandbox
+	// Timeline names the history that output offsets count in.
+	Timeline string
+	// Changed is closed when Agent has stopped being the sandbox's agent:
+	// after an in-place restore (acquire again, with the new timeline) or when
+	// the sandbox ended (acquiring again says so).
+	Changed <-chan struct{}
+
+	release func()
+}
+
+// NewLease makes a lease whose Release calls release once. Leases come from
+// Acquire; this is for whoever stands in for the service.
+func NewLease(agent *agentclient.Client, sb meta.Sandbox, timeline string, changed <-chan struct{}, release func()) *Lease {
+	return &Lease{Agent: agent, Sandbox: sb, Timeline: timeline, Changed: changed, release: sync.OnceFunc(release)}
+}
+
+// Release ends the use. It may be called more than once.
+func (l *Lease) Release() { l.release() }
+
+// API is what the service offers to the API server (documentation of the
+// face; the type is *Service):
+//
+//	Create(ctx, orgID, CreateRequest) (meta.Sandbox, error)        returns a running sandbox
+//	Get(ctx, orgID, id) (meta.Sandbox, error)
+//	List(ctx, orgID, all bool) ([]meta.Sandbox, error)             newest first; all = stopped ones too
+//	Kill(ctx, orgID, id) error                                     nil for one that is already stopped
+//	SetTimeout(ctx, orgID, id, seconds) error
+//	Acquire(ctx, orgID, id) (*Lease, error)                        waits through operations; Gone when stopped
+type face interface {
+	Create(ctx context.Context, orgID string, req CreateRequest) (meta.Sandbox, error)
+	Get(ctx context.Context, orgID, id string) (meta.Sandbox, error)
+	List(ctx context.Context, orgID string, all bool) ([]meta.Sandbox, error)
+	Kill(ctx context.Context, orgID, id string) error
+	SetTimeout(ctx context.Context, orgID, id string, seconds int) error
+	Acquire(ctx context.Context, orgID, id string) (*Lease, error)
+}

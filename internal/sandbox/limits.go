@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+)
+
+// Limits are the defaults and bounds of this node.
+type Limits struct {
+	DefaultCPUs, MaxCPUs                      int
+	DefaultMemoryMB, MinMemoryMB, MaxMemoryMB int
+	DefaultDiskMB, MinDiskMB, MaxDiskMB       int
+	PidsMax                                   int
+	ReserveMB                                 int // memory that must stay available on the host
+}
+
+// perStartMB is what starting a sandbox brings in at once, before its guest
+// grows: the engine and its helper.
+const perStartMB = 64
+
+// DefaultLimits are those of the API contract within what this machine has.
+func DefaultLimits() (Limits, error) {
+	total, _, err := hostMemoryMB()
+	if err != nil {
+		return Limits{}, err
+	}
+	return Limits{
+		DefaultCPUs: 1, MaxCPUs: runtime.NumCPU(),
+		DefaultMemoryMB: min(4096, total/2), MinMemoryMB: 128, MaxMemoryMB: total,
+		DefaultDiskMB: 20480, MinDiskMB: 64, MaxDiskMB: 262144,
+		PidsMax: 2048, ReserveMB: 512,
+	}, nil
+}
+
+// complete fills in defaults and checks bounds.
+func (l Limits) complete(sb *meta.Sandbox) error {
+	for _, v := range []struct {
+		what          string
+		value         *int
+		def, min, max int
+	}{
+		{"cpuCount", &sb.CPUs, l.DefaultCPUs, 1, l.MaxCPUs},
+		{"memoryMB", &sb.MemoryMB, l.DefaultMemoryMB, l.MinMemoryMB, l.MaxMemoryMB},
+		{"diskMB", &sb.DiskMB, l.DefaultDiskMB, l.MinDiskMB, l.MaxDiskMB},
+	} {
+		if *v.value == 0 {
+			*v.value = v.def
+		}
+		if *v.value < v.min || *v.value > v.max {
+			return fault.New(fault.Invalid, "%s is %d; it must be from %d to %d on this machine", v.what, *v.value, v.min, v.max)
+		}
+	}
+	if err := checkTimeout(sb.TimeoutSec); err != nil {
+		return err
+	}
+	return checkLabels(*sb)
+}
+
+// Bounds of what a request may store.
+const (
+	maxName    = 100
+	maxEntries = 256
+	maxEntry   = 32 << 10
+)
+
+var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+func checkLabels(sb meta.Sandbox) error {
+	if len(sb.Name) > maxName || strings.ContainsFunc(sb.Name, func(r rune) bool { return r < ' ' }) {
+		return fault.New(fault.Invalid, "the name must have at most %d printable characters", maxName)
+	}
+	for what, m := range map[string]map[string]string{"envs": sb.Envs, "metadata": sb.Metadata} {
+		if len(m) > maxEntries {
+			return fault.New(fault.Invalid, "%s has %d entries; at most %d are allowed", what, len(m), maxEntries)
+		}
+		for k, v := range m {
+			if len(k)+len(v) > maxEntry {
+				return fault.New(fault.Invalid, "%s entry %.40q is longer than %d bytes", what, k, maxEntry)
+			}
+			if what == "envs" && (!envName.MatchString(k) || strings.ContainsRune(v, 0)) {
+				return fault.New(fault.Invalid, "%.40q is not a valid environment variable", k)
+			}
+		}
+	}
+	return nil
+}
+
+// maxTimeout is the longest rolling timeout, in seconds: a year.
+const maxTimeout = 366 * 24 * 3600
+
+func checkTimeout(seconds int) error {
+	if seconds < 0 || seconds > maxTimeout {
+		return fault.New(fault.Invalid, "timeout is %d s; it must be from 0 (never) to %d", seconds, maxTimeout)
+	}
+	return nil
+}
+
+// shape is what the engine is told.
+func (l Limits) shape(sb meta.Sandbox) engine.Shape {
+	return engine.Shape{
+		CPUs: sb.CPUs, MemoryBytes: int64(sb.MemoryMB) << 20, DiskBytes: int64(sb.DiskMB) << 20, PidsMax: l.PidsMax,
+	}
+}
+
+// admit refuses to start n sandboxes where the host's memory is used up.
+func (l Limits) admit(n int) error {
+	_, available, err := hostMemoryMB()
+	if err != nil {
+		return err
+	}
+	if need := l.ReserveMB + n*perStartMB; available < need {
+		return fault.New(fault.Unavailable, "not enough memory to start %d sandboxes: %d MB available, %d MB needed", n, available, need).
+			WithHint("stop some sandboxes and try again")
+	}
+	return nil
+}
+
+// hostMemoryMB reads MemTotal and MemAvailable.
+func hostMemoryMB() (total, available int, err error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, 0, fmt.Errorf("sandbox: %w", err)
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		w := strings.Fields(sc.Text())
+		if len(w) < 2 {
+			continue
+		}
+		n, _ := strconv.Atoi(w[1])
+		switch w[0] {
+		case "MemTotal:":
+			total = n >> 10
+		case "MemAvailable:":
+			available = n >> 10
+		}
+	}
+	if total == 0 {
+		return 0, 0, fmt.Errorf("sandbox: /proc/meminfo has no MemTotal")
+	}
+	return total, available, nil
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+)
+
+// Operation is a sandbox during an operation on it: see Service.Operate.
+type Operation struct {
+	s *Service
+	b *box
+}
+
+// Run gives the sandbox's present run, or a fault where it has none.
+func (op *Operation) Run() (*Run, error) {
+	if r, _ := op.b.current(); r != nil {
+		return r, nil
+	}
+	return nil, fault.New(fault.Conflict, "sandbox %s is not running", op.b.id)
+}
+
+// Stop ends the sandbox for good, with a reason.
+func (op *Operation) Stop(ctx context.Context, reason string) error {
+	if err := op.end(ctx, meta.SandboxStopped, reason); err != nil {
+		return err
+	}
+	op.s.forget(op.b.id)
+	return nil
+}
+
+// end takes the sandbox's run away and records why. The rows say so first, so
+// that a crash in the middle is finished by reconciliation.
+func (op *Operation) end(ctx context.Context, state meta.SandboxState, reason string) error {
+	s := op.s
+	ctx = context.WithoutCancel(ctx) // an end that has begun is carried through
+	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, op.b.id)
+	if err != nil {
+		return err
+	}
+	now := s.cfg.Now()
+	sb.State, sb.Reason, sb.StoppedAt, sb.GenerationID = state, reason, &now, ""
+	gens, err := s.cfg.Meta.GenerationsOf(ctx, sb.ID)
+	if err != nil {
+		return err
+	}
+	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+		for i := range gens {
+			gens[i].State = meta.GenerationEnding
+			if err := tx.UpdateGeneration(ctx, &gens[i]); err != nil {
+				return err
+			}
+		}
+		return tx.UpdateSandbox(ctx, &sb)
+	})
+	if err != nil {
+		return err
+	}
+	if r := op.b.take(); r != nil {
+		r.retire()
+	}
+	var errs []error
+	for _, g := range gens {
+		errs = append(errs, s.discard(ctx, g))
+	}
+	return errors.Join(errs...)
+}
+
+// Restored are runs restored from one checkpoint, not yet anybody's.
+type Restored struct {
+	s         *Service
+	restoring engine.Restoring
+	runs      []*Run
+}
+
+// Source says what to restore from.
+type Source struct {
+	Checkpoint string // id
+	Dir        string // its artefact
+	Image      Image  // the image it rests on
+}
+
+// Restore brings up one generation per row from the checkpoint: running,
+// greeted and probed, but not yet the sandboxes' own. The rows' shapes are
+// used as they are. On an error nothing remains.
+func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) (_ *Restored, err error) {
+	if err := s.cfg.Limits.admit(len(rows)); err != nil {
+		return nil, err
+	}
+	var seeds []*seed
+	defer func() {
+		for _, sd := range seeds {
+			sd.close()
+			if err != nil {
+				err = errors.Join(err, s.discard(ctx, sd.gen))
+			}
+		}
+	}()
+	targets := make([]engine.Target, len(rows))
+	for i, sb := range rows {
+		sd, err := s.sow(ctx, sb, src.Image, src.Checkpoint)
+		if err != nil {
+			return nil, err
+		}
+		seeds = append(seeds, sd)
+		targets[i] = engine.Target{Spec: sd.spec, Stdin: sd.guest}
+	}
+	restoring, err := s.cfg.Engine.Restore(ctx, src.Dir, targets)
+	if err != nil {
+		return nil, err
+	}
+	r := &Restored{s: s, restoring: restoring, runs: make([]*Run, len(rows))}
+	if err := r.greet(ctx, rows, seeds); err != nil {
+		restoring.Release()
+		for _, run := range r.runs {
+			if run != nil {
+				run.retire()
+			}
+		}
+		return nil, err
+	}
+	return r, nil
+}
+
+// greet makes runs of the restored seeds, side by side.
+func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed) error {
+	procs := r.restoring.Processes()
+	pager := r.restoring.Pager().Encode()
+	errs := make(chan error, len(rows))
+	for i := range rows {
+		go func() {
+			run, err := r.s.greet(ctx, rows[i], seeds[i], procs[i])
+			if err == nil {
+				run.gen.Pager = pager
+				r.runs[i] = run
+			} else if why := r.restoring.Err(i); why != nil {
+				err = why // the loss of the pages is the cause of the silence
+			}
+			errs <- err
+		}()
+	}
+	var all error
+	for range rows {
+		all = errors.Join(all, <-errs)
+	}
+	return all
+}
+
+// follow waits for the loading of the runs, which are the sandboxes' own by
+// now, and records its end.
+func (r *Restored) follow() {
+	s := r.s
+	r.restoring.Release()
+	s.wg.Go(func() {
+		select {
+		case <-r.restoring.Loaded():
+		case <-s.ctx.Done():
+			return
+		}
+		for i, run := range r.runs {
+			b := s.box(run.gen.SandboxID)
+			if err := r.restoring.Err(i); err != nil {
+				s.lost(b, run, err.Error())
+				continue
+			}
+			s.loaded(run)
+		}
+	})
+}
+
+// loaded records that a run needs its pager no more.
+func (s *Service) loaded(run *Run) {
+	gen, err := s.cfg.Meta.Generation(s.ctx, run.gen.ID)
+	if err == nil {
+		gen.Pager = nil
+		err = s.cfg.Meta.UpdateGeneration(s.ctx, &gen)
+	}
+	if err != nil && !fault.Is(err, fault.NotFound) && s.ctx.Err() == nil { // not found: ended meanwhile
+		s.cfg.Log.Error("recording a finished load", "generation", run.gen.ID, "error", err)
+	}
+}
+
+// Enter makes the runs the first of their new sandboxes, whose rows are
+// pending. On an error those that did not enter are gone; entered are the
+// others.
+func (r *Restored) Enter(ctx context.Context, rows []meta.Sandbox) (entered []meta.Sandbox, err error) {
+	for i := range rows {
+		if e := r.s.enter(ctx, &rows[i], r.runs[i]); e != nil {
+			err = errors.Join(err, e)
+			continue
+		}
+		entered = append(entered, rows[i])
+	}
+	r.follow()
+	return entered, err
+}
+
+// Discard removes runs that shall not become anybody's.
+func (r *Restored) Discard(ctx context.Context) error {
+	r.restoring.Release()
+	var errs []error
+	for _, run := range r.runs {
+		run.retire()
+		errs = append(errs, r.s.discard(ctx, run.gen))
+	}
+	return errors.Join(errs...)
+}
+
+// Replace puts the one restored run in the place of the sandbox's own. change
+// edits the sandbox's row in the same transaction. Until that is committed the
+// old run is untouched, and stays the sandbox if anything fails; after it, the
+// old one is ended before the new one goes on, so that two never run. Calls
+// wait meanwhile.
+func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta.Sandbox)) error {
+	s, run := op.s, r.runs[0]
+	if err := r.restoring.Hold(ctx, 0); err != nil {
+		return errors.Join(err, r.Discard(ctx))
+	}
+	open := op.b.closeGate()
+	defer open()
+	old, _ := op.b.current()
+	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, op.b.id)
+	if err != nil {
+		return errors.Join(err, r.Discard(ctx))
+	}
+	change(&sb)
+	sb.State, sb.Reason, sb.StoppedAt, sb.GenerationID = meta.SandboxRunning, "", nil, run.gen.ID
+	run.gen.State = meta.GenerationLive
+	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+		if old != nil {
+			ending := old.gen
+			ending.State = meta.GenerationEnding
+			if err := tx.UpdateGeneration(ctx, &ending); err != nil {
+				return err
+			}
+		}
+		return errors.Join(tx.UpdateGeneration(ctx, &run.gen), tx.UpdateSandbox(ctx, &sb))
+	})
+	if err != nil {
+		return errors.Join(err, r.Discard(ctx))
+	}
+	ctx = context.WithoutCancel(ctx) // the switch has happened
+	op.b.install(run)
+	op.b.touch(s.cfg.Now())
+	if old != nil {
+		old.retire()
+		if err := s.discard(ctx, old.gen); err != nil {
+			s.cfg.Log.Error("ending a replaced generation", "generation", old.gen.ID, "error", err)
+		}
+	}
+	err = r.restoring.Resume(ctx, 0)
+	if err != nil {
+		err = errors.Join(err, op.end(ctx, meta.SandboxError, "it could not go on after a restore: "+err.Error()))
+	}
+	s.watch(op.b, run)
+	r.follow()
+	return err
+}
