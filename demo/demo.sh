@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 oc=$PWD/bin/oc
-export OC_DATA_DIR=$PWD/.demo-data
+export OC_DATA_DIR=$PWD/.demo-data OC_CONFIG=$PWD/.demo-data/config.json
 # A home of its own: the configuration of the person who runs this stays as it is.
 export HOME=$OC_DATA_DIR/home
 unset SUDO_USER OPENCOMPUTER_API_KEY OPENCOMPUTER_API_URL
@@ -28,6 +28,7 @@ fi
 [ "$(id -u)" = 0 ] || { echo "demo: sandboxes need root: sudo make demo" >&2; exit 1; }
 [ -x "$oc" ] || { echo "demo: no $oc: run make demo" >&2; exit 1; }
 mkdir -p "$HOME"
+echo '{}' >"$OC_CONFIG" # not this machine's settings
 
 step=0 steps=7 bold='' plain=''
 [ -t 1 ] && bold=$'\e[1m' plain=$'\e[0m'
@@ -190,7 +191,7 @@ for s in "$fork1" "$fork2"; do say kill "$s"; done
 say checkpoint delete "$sb" "$cp"
 say kill "$sb"
 cp='' sb=''
-say down
+say down --kill
 
 printf '\n%d of %d proofs hold.\n' $((proofs - failures)) "$proofs"
 [ "$failures" = 0 ]

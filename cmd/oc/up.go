@@ -171,7 +171,7 @@ func down(cmd *cobra.Command, s node.Settings) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), downTimeout)
 	defer cancel()
 	for {
-		if now, _ := node.FindInstance(s.DataDir); now == nil {
+		if !i.Alive() { // by then it has given up its lock on the data
 			fmt.Fprintln(cmd.OutOrStdout(), "OpenComputer is down.")
 			return nil
 		}

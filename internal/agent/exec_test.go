@@ -166,7 +166,7 @@ func TestSlowReaderLosesNothing(t *testing.T) {
 	h, n, events := sha256.New(), 0, 0
 	for {
 		ev, err := out.Next(deadline(t))
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		must(t, err)

@@ -5,6 +5,7 @@ package agent_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -87,7 +88,7 @@ func (b *box) client(timeline string) *agentclient.Client {
 	if b.peer != nil {
 		must(b.t, b.peer.Close())
 	}
-	c, err := agentclient.New(b.host, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c, err := agentclient.New(b.host, slog.New(slog.DiscardHandler))
 	must(b.t, err)
 	b.peer = c
 	b.t.Cleanup(func() { c.Close() })
@@ -127,7 +128,7 @@ func drain(t *testing.T, out *agentclient.Output) (o outcome) {
 	t.Helper()
 	for {
 		ev, err := out.Next(deadline(t))
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return o
 		}
 		must(t, err)

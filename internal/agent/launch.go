@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -79,11 +80,12 @@ func program(argv0 string, env []string, cwd string) (string, error) {
 			dir = filepath.Join(cwd, dir)
 		}
 		p := filepath.Join(dir, argv0)
-		switch executable(p) {
-		case nil:
+		perr := executable(p)
+		if perr == nil {
 			return p, nil
-		case unix.EACCES:
-			err = unix.EACCES
+		}
+		if errors.Is(perr, unix.EACCES) {
+			err = perr
 		}
 	}
 	return "", err

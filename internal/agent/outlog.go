@@ -88,7 +88,7 @@ func newOutlog(limit int) *outlog {
 func (l *outlog) fill(s wire.Stream, rc syscall.RawConn) (n int, err error) {
 	cerr := rc.Read(func(fd uintptr) bool {
 		n, err = l.readFrom(s, int(fd))
-		return err != unix.EAGAIN
+		return !errors.Is(err, unix.EAGAIN)
 	})
 	if cerr != nil {
 		return 0, cerr
@@ -271,16 +271,15 @@ func (l *outlog) detach(r *reader) {
 	l.cond.Broadcast()
 }
 
-// lose turns a reader whose peer is gone into one that keeps its place, with
-// all that may not have arrived; not if the timeline has changed since.
+// lose turns a reader whose peer is gone into one that keeps its place; not if
+// the timeline has changed since.
 func (l *outlog) lose(r *reader) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || r.cut || r.epoch != l.epoch {
 		delete(l.readers, r)
 	} else {
-		r.pos, r.lost = max(r.pos-wire.Window, r.from, l.start), true
-		r.seen = r.pos
+		r.lost = true
 	}
 	l.cond.Broadcast()
 }

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"sync"
@@ -39,7 +40,7 @@ func (r *reaper) run() {
 	for {
 		pid, err := peekEnded()
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 		case err != nil: // no child
 			select {
 			case <-r.started:

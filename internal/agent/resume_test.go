@@ -4,6 +4,7 @@ package agent_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,7 +50,7 @@ func TestNewPeers(t *testing.T) {
 			break
 		}
 		c = b.client("t1") // while the agent goes on sending to the old one
-		if _, err := out.Next(deadline(t)); err != nil && err != io.EOF && !fault.Is(err, fault.Unavailable) {
+		if _, err := out.Next(deadline(t)); err != nil && !errors.Is(err, io.EOF) && !fault.Is(err, fault.Unavailable) {
 			t.Fatalf("the old reader: %v", err)
 		}
 	}

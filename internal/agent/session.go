@@ -70,10 +70,10 @@ func (s *session) pump(stream wire.Stream, f *os.File) {
 			_ = rc.Control(func(fd uintptr) { n, err = s.log.readFrom(stream, int(fd)) })
 		}
 		switch {
-		case err == errNoRoom:
+		case errors.Is(err, errNoRoom):
 			s.log.waitRoom()
 			continue
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			s.leave(f)
 			return
 		case err != nil:

@@ -152,7 +152,7 @@ func (a *Agent) spawn(s *session, path string, req wire.StartRequest, u account,
 	s.pumps.Add(len(s.outs))
 	pid, err := a.reaper.start(func() (int, error) {
 		pid, err := a.launcher.forkExec(path, req.Argv, attr)
-		if err == unix.ENOEXEC { // a script without a first line: what execvp does
+		if errors.Is(err, unix.ENOEXEC) { // a script without a first line: what execvp does
 			argv := append([]string{"/bin/sh", path}, req.Argv[1:]...)
 			pid, err = a.launcher.forkExec(argv[0], argv, attr)
 		}

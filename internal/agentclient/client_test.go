@@ -37,7 +37,7 @@ func pair(t *testing.T, greet bool) (*Client, *fake) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { guest.Close() })
-	c, err := New(host, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c, err := New(host, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,7 +339,7 @@ func FuzzPackets(f *testing.F) {
 			return
 		}
 		c := &Client{
-			log: slog.New(slog.NewTextHandler(io.Discard, nil)), done: make(chan struct{}),
+			log: slog.New(slog.DiscardHandler), done: make(chan struct{}),
 			calls: map[uint32]*call{}, cancel: make(chan struct{}, 1), ready: true,
 		}
 		for i, bulk := range []wire.Type{0, wire.Data, wire.Output} {
@@ -375,7 +375,7 @@ func TestCloseLeavesTheDescriptor(t *testing.T) {
 	defer host.Close()
 	defer guest.Close()
 	for range 3 {
-		c, err := New(host, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		c, err := New(host, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

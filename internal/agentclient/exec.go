@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"io"
 	"math"
 	"strings"
@@ -14,15 +15,22 @@ import (
 	"github.com/opencomputer/oc/internal/fault"
 )
 
-// The types of the protocol that callers see.
+// Types of the protocol that callers see; package wire documents them.
 type (
+	// StartRequest says what session to start.
 	StartRequest = wire.StartRequest
-	SessionInfo  = wire.SessionInfo
-	Exit         = wire.Exit
-	Size         = wire.Size
-	Stream       = wire.Stream
-	FileInfo     = wire.FileInfo
-	Identity     = wire.Identity
+	// SessionInfo describes a session.
+	SessionInfo = wire.SessionInfo
+	// Exit says how a session's process ended.
+	Exit = wire.Exit
+	// Size is that of a terminal.
+	Size = wire.Size
+	// Stream tells stdout and stderr apart.
+	Stream = wire.Stream
+	// FileInfo describes a file.
+	FileInfo = wire.FileInfo
+	// Identity is what distinguishes a sandbox from the one it was copied from.
+	Identity = wire.Identity
 )
 
 // The streams of output.
@@ -162,7 +170,7 @@ func (o *Output) Next(ctx context.Context) (Event, error) {
 		return Event{}, io.EOF
 	}
 	it, err := o.k.next(ctx)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		var exit *Exit
 		if err := o.k.finished(ctx, &exit); err != nil {
 			return Event{}, err

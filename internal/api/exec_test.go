@@ -262,54 +262,96 @@ func TestAttachRefusals(t *testing.T) {
 	}
 }
 
-// TestSlowReader passes a lot of output through a client that reads slowly, cuts
-// the connection again and again, and goes on from where it was.
+// TestSlowReader passes a lot of output to a client that reads slowly at first.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	const size = 24 << 20
-	script := fmt.Sprintf("head -c %d /dev/urandom > data; cat data; sha256sum data >&2", size)
-	id := w.start("sh", "-c", "cd $(mktemp -d) && "+script)
-	c := w.client(keyA)
+	id := w.start("sh", "-c", fmt.Sprintf("cd $(mktemp -d) && head -c %d /dev/urandom > data; cat data; sha256sum data >&2", size))
+	s, err := w.client(keyA).AttachExec(t.Context(), boxA, id, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	quick := w.run("echo others are served; exit 4") // while nobody reads the socket
+	if quick.ExitCode != 4 {
+		t.Errorf("%+v", quick)
+	}
 	sum, stderr, total := sha256.New(), "", 0
-	var from *client.Position
-	last := io.Closer(http.NoBody)
-	for attach := 0; ; attach++ {
-		s, err := c.AttachExec(t.Context(), boxA, id, from)
+	for {
+		ev, err := s.Next(t.Context())
+		if err == io.EOF {
+			break
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Without any reader the agent would keep only the newest megabyte.
-		last.Close()
-		last = s
-		done := false
-		for read := 0; read < 3<<20 && !done; {
-			ev, err := s.Next(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			switch ev.Kind {
-			case client.EventStdout:
-				sum.Write(ev.Data)
-				read, total = read+len(ev.Data), total+len(ev.Data)
-			case client.EventStderr:
-				stderr += string(ev.Data)
-			case client.EventExit:
-				done = true
-			}
-		}
-		pos := s.Position()
-		from = &pos
-		if done {
-			s.Close()
-			if attach < 3 {
-				t.Errorf("only %d attachments", attach+1)
-			}
-			break
+		switch ev.Kind {
+		case client.EventStdout:
+			sum.Write(ev.Data)
+			total += len(ev.Data)
+		case client.EventStderr:
+			stderr += string(ev.Data)
 		}
 	}
 	if want := fmt.Sprintf("%x  data\n", sum.Sum(nil)); total != size || stderr != want {
 		t.Errorf("%d bytes, sum %q, want %d, %q", total, stderr, size, want)
+	}
+}
+
+// TestResume cuts the connection in the middle of output, again and again, and
+// goes on from the position.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const rounds, chunk = 15, 100_000
+	id := w.start("sh", "-c", fmt.Sprintf("cd $(mktemp -d); while read l; do head -c %d /dev/urandom | tee -a data; done; sha256sum data >&2", chunk))
+	c := w.client(keyA)
+	sum, total := sha256.New(), 0
+	var from *client.Position
+	for round := range rounds {
+		s, err := c.AttachExec(t.Context(), boxA, id, from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.WriteStdinAt(t.Context(), int64(round), []byte("\n")); err != nil {
+			t.Fatal(err)
+		}
+		for total < round*chunk+chunk*(round+1)/(rounds+1) || s.Position().Stdin <= int64(round) {
+			ev, err := s.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum.Write(ev.Data)
+			total += len(ev.Data)
+		}
+		pos := s.Position()
+		from = &pos
+		s.Close()
+	}
+	s, err := c.AttachExec(t.Context(), boxA, id, from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.CloseStdin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		ev, err := s.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch ev.Kind {
+		case client.EventStdout:
+			sum.Write(ev.Data)
+			total += len(ev.Data)
+		case client.EventStderr:
+			if want := fmt.Sprintf("%x  data\n", sum.Sum(nil)); total != rounds*chunk || string(ev.Data) != want {
+				t.Errorf("%d bytes, sum %q, want %q", total, ev.Data, want)
+			}
+			return
+		}
 	}
 }
 

@@ -44,10 +44,13 @@ type response struct {
 	status int
 }
 
-// WriteHeader notes the status.
+// WriteHeader notes the status and bounds how long the answer may take; streams
+// move that bound as they go. An earlier answer's bound on the connection is
+// replaced.
 func (w *response) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(stallTimeout))
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -55,7 +58,7 @@ func (w *response) WriteHeader(status int) {
 // Write notes an implicit status.
 func (w *response) Write(p []byte) (int, error) {
 	if w.status == 0 {
-		w.status = http.StatusOK
+		w.WriteHeader(http.StatusOK)
 	}
 	return w.ResponseWriter.Write(p)
 }
@@ -75,6 +78,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rw.Header().Set("X-Request-Id", info.id)
 	start := time.Now()
 	defer func() {
+		// What is left of the body is read away before the next request.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(headerTimeout))
 		s.logRequest(r, info, rw.status, time.Since(start))
 	}()
 	defer s.recoverPanic(rw, r)

@@ -121,7 +121,7 @@ func TestRunOverRestore(t *testing.T) {
 		}
 		ch := make(chan outcome, 1)
 		go func() {
-			res, err := w.client(keyA).RunExec(t.Context(), boxA, client.ExecRequest{Cmd: "echo up; read x < /dev/zero; sleep 2; echo down"})
+			res, err := w.client(keyA).RunExec(t.Context(), boxA, client.ExecRequest{Cmd: "echo up; sleep 2; echo down"})
 			ch <- outcome{res, err}
 		}()
 		waitSession(t, w)

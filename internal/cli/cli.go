@@ -52,8 +52,7 @@ func (m *Main) Run(ctx context.Context, args []string, stdin io.Reader, stdout, 
 		in: stdin, out: stdout, err: stderr, env: environment(env),
 		transport: transport,
 	}
-	root := a.root()
-	root.AddCommand(m.extra...)
+	root := a.root(m.extra...)
 	a.track(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)

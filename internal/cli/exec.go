@@ -111,9 +111,14 @@ func (a *app) exec(ctx context.Context, sandbox string, req client.ExecRequest, 
 				session.SessionID, line, sandbox, session.SessionID)
 		})
 	}
+	input, err := newInput(a.in, true)
+	if err != nil {
+		return err
+	}
+	defer input.end()
 	f := &follower{
 		app: a, client: c, sandbox: sandbox, session: session.SessionID, patient: true,
-		stdout: a.out, stderr: a.err, input: newInput(a.in, true),
+		stdout: a.out, stderr: a.err, input: input,
 	}
 	if a.flags.json || o.wait {
 		return a.collect(ctx, f)

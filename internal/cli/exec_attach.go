@@ -16,9 +16,14 @@ Signals are as in exec, and so is the exit code.`,
 			if err != nil {
 				return err
 			}
+			input, err := newInput(a.in, false)
+			if err != nil {
+				return err
+			}
+			defer input.end()
 			f := &follower{
 				app: a, client: c, sandbox: args[0], session: args[1],
-				stdout: a.out, stderr: a.err, input: newInput(a.in, false),
+				stdout: a.out, stderr: a.err, input: input,
 			}
 			if a.flags.json {
 				return a.collect(cmd.Context(), f)

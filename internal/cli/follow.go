@@ -38,7 +38,6 @@ var errDetached = errors.New("detached")
 // run follows the session and gives its exit code. An error says that it could
 // not be followed to its end.
 func (f *follower) run(ctx context.Context) (code int, err error) {
-	defer f.input.end()
 	ctx, detach := context.WithCancelCause(ctx)
 	received, stop := f.app.notify(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT,
 		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)

@@ -22,32 +22,42 @@ const (
 // over one connection after the other, each byte taken once by the session.
 //
 // Bytes are counted from 0 for the first one read. The reading goroutine ends
-// with r or, while it waits for its bytes to be sent, with end; a read of a
-// terminal or pipe that never comes back ends with the program.
+// with the reader or with end.
 type input struct {
-	r       io.Reader // nil for no input
-	closing bool      // tell the session when r has ended
+	src     *source
+	closing bool // tell the session when the reader has ended
 	start   sync.Once
 	over    chan struct{}
+	reading sync.WaitGroup
 
 	mu      sync.Mutex // guards the following
 	kept    []byte     // the newest bytes
 	first   int64      // count of kept[0]
 	sent    int64      // count up to which a connection has them
 	base    int64      // the session's own count at our 0
-	eof     bool       // r has ended
+	eof     bool       // the reader has ended
 	told    bool       // the session knows
 	changed chan struct{}
 }
 
-// newInput makes the input read from r, nil for none. It is told to the session
-// that r has ended if closing is set.
-func newInput(r io.Reader, closing bool) *input {
-	return &input{r: r, closing: closing, eof: r == nil, over: make(chan struct{}), changed: make(chan struct{})}
+// newInput makes the input read from r. It is told to the session that r has
+// ended if closing is set. The input must be ended.
+func newInput(r io.Reader, closing bool) (*input, error) {
+	src, err := newSource(r)
+	if err != nil {
+		return nil, err
+	}
+	return &input{src: src, closing: closing, over: make(chan struct{}), changed: make(chan struct{})}, nil
 }
 
-// end lets the reading goroutine go. It is called once.
-func (in *input) end() { close(in.over) }
+// end ends the reading. It is called once, when nothing is sent any more.
+func (in *input) end() {
+	close(in.over)
+	if in.src.stop() {
+		in.reading.Wait()
+	}
+	in.src.close()
+}
 
 // change wakes whoever waits. mu is held.
 func (in *input) change() {
@@ -55,11 +65,11 @@ func (in *input) change() {
 	in.changed = make(chan struct{})
 }
 
-// read fills the input until r or the session ends.
+// read fills the input until the reader or the session ends.
 func (in *input) read() {
 	buf := make([]byte, inputChunk)
 	for {
-		n, err := in.r.Read(buf)
+		n, err := in.src.Read(buf)
 		if !in.add(buf[:n], err != nil) || err != nil {
 			return
 		}
@@ -102,9 +112,7 @@ func (in *input) sleep(stop <-chan struct{}) bool {
 
 // sendTo sends over a connection until that or ctx ends. One at a time may run.
 func (in *input) sendTo(ctx context.Context, stream *client.ExecStream) {
-	if in.r != nil {
-		in.start.Do(func() { go in.read() })
-	}
+	in.start.Do(func() { in.reading.Go(in.read) })
 	for {
 		p, end, ok := in.next(ctx)
 		if !ok {

@@ -15,8 +15,8 @@ Exit codes: 0 success; 1 wrong usage or a failure on this side; 3 the server
 refused (HTTP 4xx); 4 conflict (HTTP 409); 5 the server failed (HTTP 5xx);
 exec gives the remote command's code.`
 
-// root builds the command tree.
-func (a *app) root() *cobra.Command {
+// root builds the command tree, with the extra commands of the program.
+func (a *app) root(extra ...*cobra.Command) *cobra.Command {
 	root := &cobra.Command{
 		Use: "oc", Short: "Sandboxes with checkpoints", Long: rootText,
 		Version:       a.version,
@@ -31,16 +31,28 @@ func (a *app) root() *cobra.Command {
 	f.BoolVar(&a.flags.json, "json", false, "print JSON")
 	f.Bool("no-color", false, "accepted for compatibility; oc prints no colours")
 
-	root.AddCommand(
-		a.newSandboxGroup(),
-		a.newCreate(), a.newList(), a.newGet(), a.newKill(), a.newSetTimeout(),
-		a.newExec(), a.newShell(), a.newPush(), a.newPull(),
-		a.newCheckpointGroup(), a.newFork(),
-		a.newTemplateGroup(),
-		a.newConfigGroup(),
-		a.newVersion(),
-	)
+	inGroup(root, "sandboxes", "Sandboxes:",
+		a.newCreate(), a.newList(), a.newGet(), a.newKill(), a.newSetTimeout(), a.newSandboxGroup())
+	inGroup(root, "use", "In a sandbox:", a.newExec(), a.newShell(), a.newPush(), a.newPull())
+	inGroup(root, "checkpoints", "Checkpoints:", a.newCheckpointGroup(), a.newFork())
+	inGroup(root, "templates", "Templates:", a.newTemplateGroup())
+	inGroup(root, "server", "This machine's server:", extra...)
+	inGroup(root, "client", "Client:", a.newConfigGroup(), a.newVersion())
+	root.SetHelpCommandGroupID("client")
+	root.SetCompletionCommandGroupID("client")
 	return root
+}
+
+// inGroup adds commands under a title of the help.
+func inGroup(root *cobra.Command, id, title string, cmds ...*cobra.Command) {
+	if len(cmds) == 0 {
+		return
+	}
+	root.AddGroup(&cobra.Group{ID: id, Title: title})
+	for _, cmd := range cmds {
+		cmd.GroupID = id
+		root.AddCommand(cmd)
+	}
 }
 
 // group completes a command that only holds others: alone it prints its help,

@@ -86,18 +86,27 @@ func (s *shellSession) run(ctx context.Context) error {
 }
 
 // join puts our terminal into raw mode and passes bytes both ways until the shell
-// ends. The goroutine that reads the terminal ends with the program.
+// ends.
 func (s *shellSession) join(stream *client.PTYStream) error {
+	keys, err := newSource(s.app.in)
+	if err != nil {
+		return err
+	}
+	defer keys.close()
 	old, err := term.MakeRaw(s.fd)
 	if err != nil {
 		return fmt.Errorf("failed to enter raw mode: %w", err)
 	}
 	defer func() { _ = term.Restore(s.fd, old) }()
-	go func() {
+
+	var typing sync.WaitGroup
+	typing.Go(func() {
 		// A terminal that is gone ends the connection, and with it the shell.
-		_, _ = io.Copy(stream, s.app.in)
-		stream.Close()
-	}()
+		_, _ = io.Copy(stream, keys)
+		_ = stream.Close()
+	})
+	defer typing.Wait()
+	defer keys.stop()
 	if _, err := io.Copy(s.app.out, stream); err != nil {
 		return fmt.Errorf("the shell was cut off: %w", err)
 	}

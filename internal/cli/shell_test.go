@@ -24,6 +24,7 @@ import (
 // the other.
 type terminal struct {
 	user, oc *os.File
+	fd       int // of oc
 	drawn    buffer
 	before   *term.State
 	reading  sync.WaitGroup
@@ -35,16 +36,16 @@ func newTerminal(t *testing.T, cols, rows uint16) *terminal {
 	if err != nil {
 		t.Fatalf("no pseudo-terminal (is devpts mounted?): %v", err)
 	}
-	x := &terminal{user: user, oc: oc}
+	x := &terminal{user: user, oc: oc, fd: int(oc.Fd())}
 	x.resize(t, cols, rows)
-	if x.before, err = term.GetState(int(oc.Fd())); err != nil {
+	if x.before, err = term.GetState(x.fd); err != nil {
 		t.Fatal(err)
 	}
 	x.reading.Go(func() { _, _ = io.Copy(&x.drawn, user) })
 	t.Cleanup(func() {
-		oc.Close()
-		user.Close()
+		oc.Close() // with which the user's reading ends
 		x.reading.Wait()
+		user.Close()
 	})
 	return x
 }
@@ -66,7 +67,7 @@ func (x *terminal) typed(t *testing.T, s string) {
 // restored checks that the terminal is as it was.
 func (x *terminal) restored(t *testing.T) {
 	t.Helper()
-	after, err := term.GetState(int(x.oc.Fd()))
+	after, err := term.GetState(x.fd)
 	if err != nil || !reflect.DeepEqual(after, x.before) {
 		t.Errorf("the terminal is not as before: %v", err)
 	}
@@ -74,7 +75,7 @@ func (x *terminal) restored(t *testing.T) {
 
 // raw tells whether the terminal is in raw mode.
 func (x *terminal) raw() bool {
-	now, err := term.GetState(int(x.oc.Fd()))
+	now, err := term.GetState(x.fd)
 	return err == nil && !reflect.DeepEqual(now, x.before)
 }
 

@@ -73,6 +73,51 @@ func (d Disk) WriteFile(path string, data []byte, mode fs.FileMode) (err error) 
 	return d.Rename(tmp, path)
 }
 
+// Create makes a new file of what fill writes, for content that is too large
+// for WriteFile, and returns when the content is durable; the name is with the
+// next SyncDir of its directory. path must not exist; after an error it does
+// not either.
+func (d Disk) Create(path string, mode fs.FileMode, fill func(*os.File) error) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	err = fill(f)
+	if err == nil {
+		err = d.created(path, mode)
+	}
+	if err == nil {
+		err = f.Sync() // of the descriptor written to: it reports what writing back failed at
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// created announces the steps of Create to a recorder, content included.
+func (d Disk) created(path string, mode fs.FileMode) error {
+	if d.before == nil {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = d.step(Step{Kind: StepWrite, Path: path, Data: data, Mode: mode})
+	}
+	if err == nil {
+		err = d.step(Step{Kind: StepSync, Path: path})
+	}
+	return err
+}
+
 // Rename moves old to new, replacing a file of that name, and returns when the
 // move is durable. A regular file's content is made durable first; whoever
 // renames a directory calls SyncTree on it before. Both names must be on one

@@ -137,6 +137,9 @@ type Driver interface {
 	Alive(p Process) bool
 	// Exited is closed when the process has ended.
 	Exited(p Process) (<-chan struct{}, error)
+	// LastWords gives what a dead generation's engine said of its end, "" if
+	// nothing; to be asked before it is destroyed.
+	LastWords(p Process) string
 	// Usage tells what the generation takes of the host, in bytes.
 	Usage(p Process) (memory, disk int64)
 	// Destroy ends the generation and removes everything of it.

@@ -42,11 +42,14 @@ func FindInstance(dataDir string) (*Instance, error) {
 		return nil, fmt.Errorf("reading %s: %w", instanceFile, err)
 	}
 	var i Instance
-	if err := json.Unmarshal(b, &i); err != nil || !proc.Alive(i.PID, i.StartTime) {
+	if err := json.Unmarshal(b, &i); err != nil || !i.Alive() {
 		return nil, nil //nolint:nilerr // half a file or a dead process: no server
 	}
 	return &i, nil
 }
+
+// Alive tells whether the server's process still runs.
+func (i Instance) Alive() bool { return proc.Alive(i.PID, i.StartTime) }
 
 func (i Instance) write() error {
 	start, err := proc.StartTime(os.Getpid())

@@ -13,7 +13,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -210,10 +209,15 @@ func (n *Node) close() {
 	if n.keeper != nil {
 		n.keeper.close()
 	}
-	for _, c := range []io.Closer{n.meta, n.lock} {
-		if err := c.Close(); err != nil && !errors.Is(err, os.ErrInvalid) {
-			n.log.Error("closing", "error", err)
-		}
+	var err error
+	if n.meta != nil {
+		err = n.meta.Close()
+	}
+	if n.lock != nil {
+		err = errors.Join(err, n.lock.Close())
+	}
+	if err != nil {
+		n.log.Error("closing", "error", err)
 	}
 }
 
@@ -263,7 +267,8 @@ func (n *Node) KillAll(ctx context.Context) (killed int, err error) {
 	if err == nil {
 		err = n.keeper.stop(ctx)
 		n.engine.Close()
-		_ = os.Remove(n.places.run) // not empty: something is left, and stays visible
+		_ = os.Remove(n.places.keeperSocket() + ".lock") // nobody starts a keeper while we hold the data
+		_ = os.Remove(n.places.run)                      // not empty: something is left, and stays visible
 	}
 	return killed, err
 }

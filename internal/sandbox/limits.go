@@ -39,8 +39,20 @@ func DefaultLimits() (Limits, error) {
 		DefaultCPUs: 1, MaxCPUs: runtime.NumCPU(),
 		DefaultMemoryMB: min(4096, total/2), MinMemoryMB: 128, MaxMemoryMB: total,
 		DefaultDiskMB: 20480, MinDiskMB: 64, MaxDiskMB: 262144,
-		PidsMax: 2048, ReserveMB: 512,
+		PidsMax: pidsMax(), ReserveMB: 512,
 	}, nil
+}
+
+// pidsMax is how many processes and threads a sandbox may have: each takes
+// about ten of the host's, which must not run out of them.
+func pidsMax() int {
+	const least, most, share = 512, 4096, 32
+	b, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		return least
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(b)))
+	return min(max(n/share, least), most)
 }
 
 // complete fills in defaults and checks bounds.
@@ -106,10 +118,16 @@ func checkTimeout(seconds int) error {
 	return nil
 }
 
+// pidsPerMB bounds the processes of a small sandbox: each costs about 1.5 MB
+// (guest, stub, engine), and a fork bomb must meet its own limit before the
+// kernel, short of memory, picks a victim among the guest's processes.
+const pidsPerMB = 0.5
+
 // shape is what the engine is told.
 func (l Limits) shape(sb meta.Sandbox) engine.Shape {
 	return engine.Shape{
-		CPUs: sb.CPUs, MemoryBytes: int64(sb.MemoryMB) << 20, DiskBytes: int64(sb.DiskMB) << 20, PidsMax: l.PidsMax,
+		CPUs: sb.CPUs, MemoryBytes: int64(sb.MemoryMB) << 20, DiskBytes: int64(sb.DiskMB) << 20,
+		PidsMax: min(l.PidsMax, int(float64(sb.MemoryMB)*pidsPerMB)),
 	}
 }
 

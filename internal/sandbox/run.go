@@ -176,7 +176,8 @@ func (s *Service) lost(b *box, r *Run, reason string) {
 	if r.retired() {
 		return
 	}
-	s.cfg.Log.Error("sandbox lost", "sandbox", b.id, "generation", r.gen.ID, "reason", reason)
+	s.cfg.Log.Error("sandbox lost", "sandbox", b.id, "generation", r.gen.ID, "reason", reason,
+		"engine", s.cfg.Engine.LastWords(r.proc))
 	err := s.Operate(s.ctx, b.id, "end", func(ctx context.Context, op *Operation) error {
 		if now, _ := b.current(); now != r {
 			return nil // replaced meanwhile

@@ -25,6 +25,7 @@ import (
 // Dir is a store in a directory.
 type Dir struct {
 	root string
+	disk durable.Disk
 }
 
 // stagingDir holds what is being written or removed; its contents are never
@@ -36,19 +37,23 @@ const copyChunk = 1 << 20
 
 // OpenDir opens or makes the store and removes what a crash left half done.
 // There must be only one Dir per directory at a time.
-func OpenDir(root string) (*Dir, error) {
-	d := &Dir{root: root}
-	if err := os.RemoveAll(filepath.Join(root, stagingDir)); err != nil {
+func OpenDir(root string) (*Dir, error) { return openDir(root, durable.Disk{}) }
+
+func openDir(root string, disk durable.Disk) (*Dir, error) {
+	d := &Dir{root: root, disk: disk}
+	if err := os.RemoveAll(d.staging("")); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Join(root, stagingDir), 0o700); err != nil {
+	if err := disk.MkdirAll(d.staging(""), 0o700); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	return d, durable.SyncDir(root)
+	return d, nil
 }
 
 // Path is the directory of a checkpoint, for OpenImage in another process.
 func (d *Dir) Path(id string) string { return filepath.Join(d.root, id) }
+
+func (d *Dir) staging(name string) string { return filepath.Join(d.root, stagingDir, name) }
 
 // Free is the number of bytes that the disk under the store has left.
 func (d *Dir) Free() (int64, error) {
@@ -59,51 +64,71 @@ func (d *Dir) Free() (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// Put stores a capture as checkpoint m.Checkpoint and returns its complete
-// manifest; m need not have Format, Version, Files, Sums, Ranges. When it
-// returns without error the checkpoint is durable. After an error nothing of
-// it remains. progress, if not nil, is told bytes written so far and in all.
+// Put stores a capture as checkpoint m.Checkpoint, which must be new, and
+// returns its complete manifest; m need not have Format, Version, BlockSize,
+// Files, Sums, Ranges. When it returns without error the checkpoint is
+// durable. After an error nothing of it remains; where the disk is full that is
+// an Unavailable fault. progress, if not nil, is told bytes written so far and
+// in all.
 func (d *Dir) Put(ctx context.Context, m Manifest, c *engine.Capture, progress func(done, total int64)) (_ *Manifest, err error) {
-	tmp, err := os.MkdirTemp(filepath.Join(d.root, stagingDir), m.Checkpoint+"-")
-	if err != nil {
-		return nil, noSpace(err, "making room for checkpoint %s", m.Checkpoint)
+	if !validID(m.Checkpoint) {
+		return nil, fmt.Errorf("store: %q is not a checkpoint id", m.Checkpoint)
+	}
+	tmp, final := d.staging(m.Checkpoint), d.Path(m.Checkpoint)
+	if _, err := os.Lstat(final); err == nil {
+		return nil, fault.New(fault.Conflict, "checkpoint %s is in the store already", m.Checkpoint)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(tmp))
+			err = errors.Join(noSpace(err, m.Checkpoint), os.RemoveAll(tmp), os.RemoveAll(final))
 		}
 	}()
-	m.Format, m.Version, m.BlockSize = FormatName, FormatVersion, blockSize
-	m.Files = []FileInfo{{FileState, c.StateSize}, {FileMeta, c.MetaSize}, {FilePages, c.PagesSize}}
-	sources := []io.ReaderAt{c.State, c.Meta, c.Pages}
-	w := &writer{total: m.LogicalSize(), progress: progress}
-	sums := make([][]blockSum, len(sources))
-	for i, f := range m.Files {
-		if sums[i], err = w.copy(ctx, filepath.Join(tmp, f.Name), sources[i], f.Size); err != nil {
-			return nil, noSpace(err, "writing checkpoint %s", m.Checkpoint)
-		}
+	if err := d.disk.MkdirAll(tmp, 0o700); err != nil {
+		return nil, err
 	}
-	if m.Sums, err = putTable(tmp, fileSums, encodeSums(sums)); err != nil {
-		return nil, noSpace(err, "writing checkpoint %s", m.Checkpoint)
-	}
-	if m.Ranges, err = putTable(tmp, fileRanges, EncodeRanges(c.Ranges)); err != nil {
-		return nil, noSpace(err, "writing checkpoint %s", m.Checkpoint)
+	if err := d.write(ctx, tmp, &m, c, progress); err != nil {
+		return nil, err
 	}
 	raw, err := encodeManifest(&m)
 	if err != nil {
 		return nil, err
 	}
 	// Everything else is on disk before the manifest exists.
-	if err := durable.SyncTree(tmp); err != nil {
-		return nil, noSpace(err, "writing checkpoint %s", m.Checkpoint)
+	if err := d.disk.SyncDir(tmp); err != nil {
+		return nil, err
 	}
-	if err := durable.WriteFile(filepath.Join(tmp, fileManifest), raw, 0o600); err != nil {
-		return nil, noSpace(err, "writing checkpoint %s", m.Checkpoint)
+	if err := d.disk.WriteFile(filepath.Join(tmp, fileManifest), raw, 0o600); err != nil {
+		return nil, err
 	}
-	if err := durable.Rename(tmp, d.Path(m.Checkpoint)); err != nil {
-		return nil, fmt.Errorf("store: publishing checkpoint %s: %w", m.Checkpoint, err)
+	if err := d.disk.Rename(tmp, final); err != nil {
+		return nil, err
 	}
 	return &m, nil
+}
+
+// write writes the capture's files and tables to dir and completes the
+// manifest.
+func (d *Dir) write(ctx context.Context, dir string, m *Manifest, c *engine.Capture, progress func(done, total int64)) error {
+	m.Format, m.Version, m.BlockSize = FormatName, FormatVersion, blockSize
+	m.Files = []FileInfo{{FileState, c.StateSize}, {FileMeta, c.MetaSize}, {FilePages, c.PagesSize}}
+	sources := []io.ReaderAt{c.State, c.Meta, c.Pages}
+	w := &writer{total: m.LogicalSize(), progress: progress}
+	sums := make([][]blockSum, len(sources))
+	for i, f := range m.Files {
+		err := d.disk.Create(filepath.Join(dir, f.Name), 0o600, func(dst *os.File) (err error) {
+			sums[i], err = w.copy(ctx, dst, sources[i], f.Size)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	var err error
+	if m.Sums, err = d.putTable(dir, fileSums, encodeSums(sums)); err != nil {
+		return err
+	}
+	m.Ranges, err = d.putTable(dir, fileRanges, EncodeRanges(c.Ranges))
+	return err
 }
 
 // Open opens a checkpoint: see OpenImage.
@@ -120,15 +145,18 @@ func (d *Dir) Delete(id string) error {
 	if !validID(id) {
 		return fmt.Errorf("store: %q is not a checkpoint id", id)
 	}
-	grave, err := os.MkdirTemp(filepath.Join(d.root, stagingDir), "deleted-")
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
+	grave := d.staging("deleted-" + id)
+	err := os.RemoveAll(grave) // of an earlier deletion that was not carried through
+	if err == nil {
+		err = d.disk.Rename(d.Path(id), grave)
 	}
-	err = durable.Rename(d.Path(id), filepath.Join(grave, id))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, os.RemoveAll(grave))
+	if err := errors.Join(err, os.RemoveAll(grave)); err != nil {
+		return fmt.Errorf("store: deleting checkpoint %s: %w", id, err)
+	}
+	return nil
 }
 
 // List names the checkpoints that the store holds, damaged ones too, in order.
@@ -158,12 +186,8 @@ type writer struct {
 	progress    func(done, total int64)
 }
 
-func (w *writer) copy(ctx context.Context, path string, src io.ReaderAt, size int64) (_ []blockSum, err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+// copy writes a source of the size to f and gives the hashes of its blocks.
+func (w *writer) copy(ctx context.Context, f *os.File, src io.ReaderAt, size int64) ([]blockSum, error) {
 	if size > 0 { // say "no space" now rather than at the last block
 		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 			return nil, err
@@ -195,18 +219,20 @@ func (w *writer) copy(ctx context.Context, path string, src io.ReaderAt, size in
 	return sums, nil
 }
 
-func putTable(dir, name string, b []byte) (Table, error) {
+func (d *Dir) putTable(dir, name string, b []byte) (Table, error) {
 	sum := blake3.Sum256(b)
 	return Table{Size: int64(len(b)), Blake3: hex.EncodeToString(sum[:])},
-		durable.WriteFile(filepath.Join(dir, name), b, 0o600)
+		d.disk.Create(filepath.Join(dir, name), 0o600, func(f *os.File) error {
+			_, err := f.Write(b)
+			return err
+		})
 }
 
 // noSpace turns a full disk into a fault that says so.
-func noSpace(err error, format string, args ...any) error {
-	what := fmt.Sprintf(format, args...)
+func noSpace(err error, id string) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fault.Wrap(fault.Unavailable, err, "%s: no space left on the disk of the data directory", what).
+		return fault.Wrap(fault.Unavailable, err, "writing checkpoint %s: no space left on the disk of the data directory", id).
 			WithHint("free some space, for instance by deleting checkpoints, and try again")
 	}
-	return fmt.Errorf("store: %s: %w", what, err)
+	return fmt.Errorf("store: writing checkpoint %s: %w", id, err)
 }

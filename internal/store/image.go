@@ -81,11 +81,6 @@ func OpenImage(dir string) (_ *Image, err error) {
 			return nil, err
 		}
 	}
-	for _, name := range []string{FileState, FileMeta, FilePages} {
-		if im.files[name] == nil {
-			return nil, Damaged(id, "it has no file %q", name)
-		}
-	}
 	rangesRaw, err := readTable(dir, id, fileRanges, m.Ranges)
 	if err != nil {
 		return nil, err

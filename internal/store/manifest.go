@@ -88,7 +88,8 @@ func encodeManifest(m *Manifest) ([]byte, error) {
 	return append(body, sealLine+hex.EncodeToString(sum[:])+"\n"...), nil
 }
 
-// decodeManifest checks the seal, the format and the plausibility of the sizes.
+// decodeManifest checks the seal, the format and version, whose checkpoint it
+// is, and the plausibility of names and sizes.
 func decodeManifest(id string, raw []byte) (*Manifest, error) {
 	i := bytes.LastIndex(raw, []byte(sealLine))
 	if i < 0 {
@@ -99,27 +100,57 @@ func decodeManifest(id string, raw []byte) (*Manifest, error) {
 	if string(raw[i:]) != sealLine+hex.EncodeToString(sum[:])+"\n" {
 		return nil, Damaged(id, "its manifest does not match its hash")
 	}
-	m := new(Manifest)
-	if err := json.Unmarshal(body, m); err != nil {
+	// Before the rest, whose meaning depends on it.
+	var head struct {
+		Format     string `json:"format"`
+		Version    int    `json:"version"`
+		Checkpoint string `json:"checkpoint"`
+	}
+	if err := json.Unmarshal(body, &head); err != nil {
 		return nil, Damaged(id, "its manifest is not valid JSON")
 	}
-	if m.Format != FormatName || m.Version < 1 {
-		return nil, Damaged(id, "its manifest is of format %q version %d", m.Format, m.Version)
+	if head.Format != FormatName || head.Version < 1 {
+		return nil, Damaged(id, "its manifest is of format %q version %d", head.Format, head.Version)
 	}
-	if m.Version > FormatVersion {
-		return nil, fault.New(fault.Invalid, "checkpoint %s has format version %d; this release reads up to %d", id, m.Version, FormatVersion).
+	if head.Version > FormatVersion {
+		return nil, fault.New(fault.Invalid, "checkpoint %s has format version %d; this release reads up to %d", id, head.Version, FormatVersion).
 			WithHint("upgrade oc")
 	}
-	if m.Checkpoint != id {
-		return nil, Damaged(id, "its manifest belongs to %s", m.Checkpoint)
+	if head.Checkpoint != id {
+		return nil, Damaged(id, "its manifest belongs to %q", head.Checkpoint)
 	}
-	if m.BlockSize != blockSize {
-		return nil, Damaged(id, "its block size is %d", m.BlockSize)
+	m := new(Manifest)
+	if err := json.Unmarshal(body, m); err != nil {
+		return nil, Damaged(id, "its manifest has a field of the wrong type")
 	}
-	for _, f := range m.Files {
-		if f.Size < 0 {
-			return nil, Damaged(id, "size of %s is negative", f.Name)
-		}
-	}
-	return m, nil
+	return m, m.plausible(id)
 }
+
+// maxFile bounds the size that a manifest may claim for a file.
+const maxFile = 1 << 50
+
+// plausible checks that the files are those of the format, and that the tables
+// have the sizes that follow from theirs.
+func (m *Manifest) plausible(id string) error {
+	names := []string{FileState, FileMeta, FilePages}
+	if m.BlockSize != blockSize || len(m.Files) != len(names) {
+		return Damaged(id, "its manifest names %d files in blocks of %d bytes", len(m.Files), m.BlockSize)
+	}
+	sums := int64(len(sumsMagic))
+	for i, f := range m.Files {
+		if f.Name != names[i] || f.Size < 0 || f.Size > maxFile {
+			return Damaged(id, "its manifest names a file %q of %d bytes", f.Name, f.Size)
+		}
+		sums += blocks(f.Size) * sumBytes
+	}
+	if m.Sums.Size != sums {
+		return Damaged(id, "its table of block hashes is said to have %d bytes instead of %d", m.Sums.Size, sums)
+	}
+	if m.Ranges.Size < 0 || m.Ranges.Size > maxRangesTable {
+		return Damaged(id, "its table of page identities is said to have %d bytes", m.Ranges.Size)
+	}
+	return nil
+}
+
+// maxRangesTable allows for every other page of 256 GiB to be a range.
+const maxRangesTable = 1 << 30

@@ -69,9 +69,12 @@ const DefaultBulkRate = 100 << 20
 // its guest is shown: the engine itself, ~16 KB per file created, page tables.
 func engineOverhead(s engine.Shape) int64 { return 256<<20 + s.MemoryBytes/8 }
 
-// hostPids bounds the host threads of a generation: each guest thread takes up
-// to two (a stub and an engine thread), and the engine some of its own.
-func hostPids(s engine.Shape) int { return 3*s.PidsMax + 512 }
+// hostPids bounds the host threads of a generation. One guest process may take
+// a stub process, its tracer, a thread for system calls, a thread per CPU, and
+// an engine thread per blocked task; a fork bomb was seen to take 9 on one CPU.
+// The engine panics where it cannot have them, so the guest's own limit
+// (Shape.PidsMax, set by the agent in the engine's pids cgroup) must bite first.
+func hostPids(s engine.Shape) int { return (8+2*s.CPUs)*s.PidsMax + 1024 }
 
 // New makes the driver, keeps a copy of this build and makes the parent
 // cgroup. The process becomes the reaper of its orphaned descendants, because
@@ -218,6 +221,19 @@ func (d *Driver) Alive(p engine.Process) bool { return proc.Alive(p.PID, p.Start
 // Exited implements engine.Driver.
 func (d *Driver) Exited(p engine.Process) (<-chan struct{}, error) {
 	return proc.Exited(p.PID, p.StartTime)
+}
+
+// LastWords implements engine.Driver: the head of a Go panic, which names its
+// cause.
+func (d *Driver) LastWords(p engine.Process) string {
+	f, err := os.Open(filepath.Join(p.Dir, wire.PanicLog))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b := make([]byte, 2048)
+	n, _ := f.Read(b) // empty: it said nothing
+	return strings.TrimSpace(string(b[:n]))
 }
 
 // Usage implements engine.Driver.

@@ -31,8 +31,8 @@ const agentPath = "/.oc/agent"
 // OOM scores: what the guest's processes inherit, and what the engine gets
 // afterwards, so that the kernel prefers a guest process.
 const (
-	guestOOMScore  = 600
-	engineOOMScore = 300
+	guestOOMScore  = 1000
+	engineOOMScore = 100
 )
 
 // prepare makes the engine process of a generation in its cgroup. This process
@@ -100,6 +100,7 @@ func engineConfig(dir string, extra []string) (*config.Config, error) {
 		"--allow-suid", // sudo
 		"--restore-spec-validation=ignore",
 		"--host-settings=ignore",
+		"--panic-log=" + filepath.Join(dir, wire.PanicLog),
 	}, extra...)
 	if err := fs.Parse(args); err != nil {
 		return nil, fmt.Errorf("engine: flags: %w", err)

@@ -34,6 +34,10 @@ const (
 	VerbResume = "resume"
 )
 
+// PanicLog is the file in a generation's directory where a dying engine leaves
+// its last words.
+const PanicLog = "panic.log"
+
 // First descriptors handed to a helper.
 const (
 	FDStdin = 3 // prepare

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bench holds both sides and what was measured so far. Runs alternate between
+// the sides, so that whatever else the machine does falls on both.
+type bench struct {
+	opts   options
+	ours   *ours
+	bare   *bare
+	dir    string
+	rows   []row
+	say    io.Writer // progress
+	failed error     // measures that could not be taken, joined
+}
+
+// sides are ours and the bare engine's, in the order of a run.
+func (b *bench) sides() [2]subject { return [2]subject{b.ours, b.bare} }
+
+// scene is one workload, on both sides: a sandbox and a checkpoint of it.
+type scene struct {
+	load  workload
+	box   [2]box
+	image [2]image
+}
+
+// measure is one kind of measurement; it adds rows.
+type measure struct {
+	name     string
+	once     bool // does not depend on the workload: measured idle only
+	function func(*bench, context.Context, *scene) error
+}
+
+// measures are all there are, in the order of the table.
+func measures() []measure {
+	return []measure{
+		{"create", true, (*bench).create},
+		{"exec", true, (*bench).exec},
+		{"checkpoint", false, (*bench).checkpoint},
+		{"restore", false, (*bench).restore},
+		{"spawn", false, (*bench).spawn},
+		{"spawn16", false, (*bench).spawnMany},
+		{"memory", false, (*bench).memory},
+	}
+}
+
+// run takes all measures of all workloads. A measure that fails is reported at
+// the end and does not keep the others from being taken.
+func (b *bench) run(ctx context.Context) error {
+	for _, w := range b.opts.workloads {
+		if err := b.runWorkload(ctx, w); err != nil {
+			return err
+		}
+	}
+	return b.failed
+}
+
+func (b *bench) runWorkload(ctx context.Context, w workload) (err error) {
+	sc := &scene{load: w}
+	defer func() { err = errors.Join(err, b.clear(context.WithoutCancel(ctx), sc)) }()
+	for _, m := range measures() {
+		if !b.opts.wants(m.name) || m.once && w != idle {
+			continue
+		}
+		start := time.Now()
+		err := m.function(b, ctx, sc)
+		fmt.Fprintf(b.say, "%-12s %-10s %5.1f s", w.name, m.name, time.Since(start).Seconds())
+		if ctx.Err() != nil {
+			fmt.Fprintln(b.say)
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			fmt.Fprintf(b.say, "  %v", err)
+			b.failed = errors.Join(b.failed, fmt.Errorf("%s, %s: %w", w.name, m.name, err))
+		}
+		fmt.Fprintln(b.say)
+	}
+	return nil
+}
+
+// add puts a row into the table.
+func (b *bench) add(sc *scene, unit, name string, s [2]sample) {
+	b.rows = append(b.rows, row{measure: name, unit: unit, workload: sc.load.name, ours: s[0], bare: s[1]})
+}
+
+// each calls f for the runs, for one side after the other, on a disk that is
+// not busy with what came before.
+func (b *bench) each(ctx context.Context, runs int, f func(side int, s subject) error) error {
+	for range runs {
+		for i, s := range b.sides() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			unix.Sync()
+			if err := f(i, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// prepare gives the scene a sandbox and a checkpoint on both sides, where an
+// earlier measure left none.
+func (b *bench) prepare(ctx context.Context, sc *scene) error {
+	for i, s := range b.sides() {
+		var err error
+		if sc.box[i] == "" {
+			if sc.box[i], err = newBox(ctx, s, sc.load); err != nil {
+				return err
+			}
+		}
+		if sc.image[i].id == "" {
+			if sc.image[i], err = s.Checkpoint(ctx, sc.box[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// clear ends what the scene holds.
+func (b *bench) clear(ctx context.Context, sc *scene) error {
+	var errs []error
+	for i, s := range b.sides() {
+		if sc.box[i] != "" {
+			errs = append(errs, s.Kill(ctx, sc.box[i]))
+		}
+		if sc.image[i].id != "" {
+			errs = append(errs, s.Forget(ctx, sc.image[i]))
+		}
+	}
+	return errors.Join(errs...)
+}

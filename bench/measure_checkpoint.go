@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// quietTicks is for how long the ticker is watched without a checkpoint.
+const quietTicks = 200 * time.Millisecond
+
+// checkpoint: the pause that a process in the sandbox sees, and the time until
+// the checkpoint can be used. The first capture of memory is told apart, because
+// the engine takes longer for it; a few sandboxes are made for it, and the last
+// ones stay in the scene.
+func (b *bench) checkpoint(ctx context.Context, sc *scene) error {
+	var first, pause, ready, quiet [2]sample
+	for range max(1, b.opts.runs/3) {
+		if err := b.replace(ctx, sc); err != nil {
+			return err
+		}
+		err := b.each(ctx, 1, func(i int, s subject) error {
+			p, _, err := b.capture(ctx, sc, i, s)
+			first[i].addTime(p)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	err := b.each(ctx, b.opts.runs, func(i int, s subject) error {
+		q, err := ticks(ctx, s, sc.box[i], func() error { return sleep(ctx, quietTicks) })
+		if err != nil {
+			return err
+		}
+		quiet[i].addTime(q)
+		p, r, err := b.capture(ctx, sc, i, s)
+		if err != nil {
+			return err
+		}
+		pause[i].addTime(p)
+		ready[i].addTime(r)
+		return nil
+	})
+	b.add(sc, "ms", "pause, seen inside", pause)
+	b.add(sc, "ms", "pause of the first checkpoint", first)
+	b.add(sc, "ms", "longest tick without a checkpoint", quiet)
+	b.add(sc, "ms", "checkpoint to ready", ready)
+	return err
+}
+
+// replace gives the scene new sandboxes without a checkpoint.
+func (b *bench) replace(ctx context.Context, sc *scene) error {
+	if err := b.clear(ctx, sc); err != nil {
+		return err
+	}
+	sc.box, sc.image = [2]box{}, [2]image{}
+	for i, s := range b.sides() {
+		var err error
+		if sc.box[i], err = newBox(ctx, s, sc.load); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// capture makes a checkpoint in place of the scene's.
+func (b *bench) capture(ctx context.Context, sc *scene, i int, s subject) (pause, ready time.Duration, err error) {
+	if old := sc.image[i]; old.id != "" {
+		sc.image[i] = image{}
+		if err := s.Forget(ctx, old); err != nil {
+			return 0, 0, err
+		}
+	}
+	pause, err = ticks(ctx, s, sc.box[i], func() (err error) {
+		ready, err = timed(func() (err error) { sc.image[i], err = s.Checkpoint(ctx, sc.box[i]); return err })
+		return err
+	})
+	return pause, ready, err
+}
+
+// ticks gives the longest time between two ticks in the sandbox during f.
+func ticks(ctx context.Context, s subject, b box, f func() error) (time.Duration, error) {
+	if _, err := s.Ask(ctx, b, "tick"); err != nil {
+		return 0, err
+	}
+	if err := f(); err != nil {
+		return 0, err
+	}
+	answer, err := s.Ask(ctx, b, "gap")
+	if err != nil {
+		return 0, err
+	}
+	us, err := strconv.ParseInt(strings.TrimSpace(answer), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("the ticker answered %q", answer)
+	}
+	return time.Duration(us) * time.Microsecond, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

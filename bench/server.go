@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencomputer/oc/client"
+)
+
+// Bounds of the server's start and end.
+const (
+	serverStart = 60 * time.Second
+	serverEnd   = 2 * time.Minute
+	serverPoll  = 10 * time.Millisecond
+)
+
+// server is an `oc serve` of the benchmark's own, below one directory.
+type server struct {
+	binary string
+	dir    string // data and home are below
+	cmd    *exec.Cmd
+	ended  chan error
+	client *client.Client
+}
+
+// startServer starts it and waits until it answers.
+func startServer(ctx context.Context, binary, dir string) (*server, error) {
+	s := &server{binary: binary, dir: dir, ended: make(chan error, 1)}
+	if err := errors.Join(os.MkdirAll(s.data(), 0o711), os.MkdirAll(s.home(), 0o700)); err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	log, err := os.Create(s.logFile())
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	defer log.Close()
+	// Not bound to ctx: an interrupted benchmark still needs it to clean up.
+	s.cmd = exec.Command(binary, "serve", "--data-dir", s.data(), "--listen", "127.0.0.1:0")
+	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env(), log, log
+	if err := s.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
+	go func() { s.ended <- s.cmd.Wait() }()
+	if s.client, err = s.connect(ctx); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+func (s *server) data() string    { return filepath.Join(s.dir, "data") }
+func (s *server) home() string    { return filepath.Join(s.dir, "home") }
+func (s *server) logFile() string { return filepath.Join(s.dir, "server.log") }
+
+// env is the caller's without what would lead oc to another server.
+func (s *server) env() []string {
+	env := []string{"HOME=" + s.home()}
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		if name != "HOME" && name != "SUDO_USER" && !strings.HasPrefix(name, "OC_") && !strings.HasPrefix(name, "OPENCOMPUTER_") {
+			env = append(env, v)
+		}
+	}
+	return env
+}
+
+// connect waits for the configuration that a new server writes for its user,
+// and for its health.
+func (s *server) connect(ctx context.Context) (*client.Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, serverStart, errors.New("the server did not answer in time"))
+	defer cancel()
+	for {
+		if c, err := s.try(ctx); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return c, err
+		}
+		select {
+		case err := <-s.ended:
+			s.ended <- err
+			return nil, fmt.Errorf("the server ended: %w: %s", err, s.log())
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %s", context.Cause(ctx), s.log())
+		case <-time.After(serverPoll):
+		}
+	}
+}
+
+func (s *server) try(ctx context.Context) (*client.Client, error) {
+	b, err := os.ReadFile(filepath.Join(s.home(), ".oc", "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var conf struct {
+		URL string `json:"api_url"`
+		Key string `json:"api_key"`
+	}
+	if err := json.Unmarshal(b, &conf); err != nil {
+		return nil, fmt.Errorf("the configuration that the server wrote: %w", err)
+	}
+	c, err := client.New(conf.URL, conf.Key)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Health(ctx); err != nil {
+		return nil, fmt.Errorf("the server is not healthy: %w", err)
+	}
+	return c, nil
+}
+
+// log is the end of the server's log, for error messages.
+func (s *server) log() string {
+	const most = 2000
+	b, err := os.ReadFile(s.logFile())
+	if err != nil {
+		return err.Error()
+	}
+	return string(bytes.TrimSpace(b[max(0, len(b)-most):]))
+}
+
+// stop ends the server with all its sandboxes.
+func (s *server) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), serverEnd)
+	defer cancel()
+	c := exec.CommandContext(ctx, s.binary, "down", "--kill", "--data-dir", s.data())
+	c.Env = s.env()
+	out, err := c.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("oc down --kill: %w: %s", err, bytes.TrimSpace(out))
+	}
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+		err = errors.Join(err, errors.New("the server does not end"), s.cmd.Process.Kill(), <-s.ended)
+	}
+	return err
+}
+
+// image is the file that sandboxes of the only template run from; there is one
+// as soon as there was a sandbox.
+func (s *server) image() (string, error) {
+	var found []string
+	err := filepath.WalkDir(s.data(), func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".erofs") {
+			found = append(found, path)
+		}
+		return err
+	})
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("looking for the image below %s: found %q: %w", s.data(), found, err)
+	}
+	return found[0], nil
+}

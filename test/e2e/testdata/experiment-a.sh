@@ -1,0 +1,3 @@
+#!/bin/bash
+echo "experiment a sees $(cat data.txt)"
+echo a >result.txt

@@ -1,0 +1,3 @@
+#!/bin/bash
+echo "experiment b sees $(cat data.txt)"
+echo b >result.txt
