@@ -4,9 +4,11 @@ package main
 
 import (
 	"context"
+	"math"
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/buildinfo"
 	"github.com/opencomputer/oc/internal/cli"
@@ -14,6 +16,9 @@ import (
 
 // run is the command line: the client's commands, and those of this node.
 func run(args []string) int {
+	// What was inherited is not for our children (a build of a template found
+	// its descriptor 12 taken). Where the kernel lacks the call they get it.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	m := cli.New(serveCommand(), upCommand(), downCommand(), statusCommand(), keyCommand(), keeperCommand())
 	m.Version = buildinfo.Version()
 	return m.Run(context.Background(), args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())

@@ -72,12 +72,14 @@ func New(mounts []string, parent string) (*Hierarchy, error) {
 		}
 		switch f[2] {
 		case "cgroup2":
-			unified = f[1]
+			if unified == "" {
+				unified = unescape(f[1])
+			}
 		case "cgroup":
 			opts := strings.Split(f[3], ",")
 			for _, c := range controllers {
-				if slices.Contains(opts, c) {
-					h.roots[c] = f[1]
+				if slices.Contains(opts, c) && h.roots[c] == "" { // the first of several mounts
+					h.roots[c] = unescape(f[1])
 				}
 			}
 		}
@@ -90,6 +92,11 @@ func New(mounts []string, parent string) (*Hierarchy, error) {
 	}
 	h.v2, h.roots = true, map[string]string{"": unified}
 	return h, h.makeParents()
+}
+
+// unescape undoes what a mount table does to blanks and backslashes (fstab(5)).
+func unescape(path string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
 }
 
 func (h *Hierarchy) makeParents() error {
@@ -143,43 +150,52 @@ func (h *Hierarchy) Create(name string, l Limits) error {
 			return fmt.Errorf("cgroup: %w", err)
 		}
 	}
-	for file, value := range h.settings(name, l) {
-		if err := write(file, value); err != nil {
-			return fmt.Errorf("cgroup: setting %s: %w", file, err)
+	for _, w := range h.settings(name, l) {
+		err := write(w.file, w.value)
+		if err != nil && !(w.optional && errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("cgroup: setting %s: %w", w.file, err)
 		}
 	}
 	return nil
 }
 
-// settings are the files to write and their contents.
-func (h *Hierarchy) settings(name string, l Limits) map[string]string {
+// setting is a control file to write. An optional one may be missing.
+type setting struct {
+	file, value string
+	optional    bool
+}
+
+// settings are the files to write and their contents, in order. Swap is denied
+// where the kernel accounts for it: the memory limit would not hold otherwise.
+func (h *Hierarchy) settings(name string, l Limits) []setting {
 	at := func(controller, file string) string {
 		if h.v2 {
 			controller = ""
 		}
 		return filepath.Join(h.roots[controller], h.parent, name, file)
 	}
-	s := map[string]string{}
-	if l.MemoryBytes > 0 {
-		if h.v2 {
-			s[at("memory", "memory.max")] = strconv.FormatInt(l.MemoryBytes, 10)
-			s[at("memory", "memory.oom.group")] = "0"
-		} else {
-			s[at("memory", "memory.limit_in_bytes")] = strconv.FormatInt(l.MemoryBytes, 10)
-		}
+	var out []setting
+	set := func(controller, file, value string) {
+		out = append(out, setting{file: at(controller, file), value: value})
 	}
-	if l.CPUs > 0 {
-		if h.v2 {
-			s[at("cpu", "cpu.max")] = fmt.Sprintf("%d %d", l.CPUs*cpuPeriod, cpuPeriod)
-		} else {
-			s[at("cpu", "cpu.cfs_period_us")] = strconv.Itoa(cpuPeriod)
-			s[at("cpu", "cpu.cfs_quota_us")] = strconv.Itoa(l.CPUs * cpuPeriod)
-		}
+	if memory := strconv.FormatInt(l.MemoryBytes, 10); l.MemoryBytes > 0 && h.v2 {
+		set("memory", "memory.max", memory)
+		set("memory", "memory.oom.group", "0")
+		out = append(out, setting{at("memory", "memory.swap.max"), "0", true})
+	} else if l.MemoryBytes > 0 {
+		set("memory", "memory.limit_in_bytes", memory)
+		out = append(out, setting{at("memory", "memory.memsw.limit_in_bytes"), memory, true}) // memory and swap together
+	}
+	if l.CPUs > 0 && h.v2 {
+		set("cpu", "cpu.max", fmt.Sprintf("%d %d", l.CPUs*cpuPeriod, cpuPeriod))
+	} else if l.CPUs > 0 {
+		set("cpu", "cpu.cfs_period_us", strconv.Itoa(cpuPeriod))
+		set("cpu", "cpu.cfs_quota_us", strconv.Itoa(l.CPUs*cpuPeriod))
 	}
 	if l.Pids > 0 {
-		s[at("pids", "pids.max")] = strconv.Itoa(l.Pids)
+		set("pids", "pids.max", strconv.Itoa(l.Pids))
 	}
-	return s
+	return out
 }
 
 // ProcsFiles are the files to write a pid to for it to join the group.
@@ -293,10 +309,13 @@ func (h *Hierarchy) remove(name string) error {
 	return nil
 }
 
-// RemoveParent removes the parent group where it is empty.
+// RemoveParent removes the parent group, and those above it that we made,
+// where they are empty.
 func (h *Hierarchy) RemoveParent() {
 	for _, root := range h.roots {
-		_ = unix.Rmdir(filepath.Join(root, h.parent)) // not empty: still in use
+		for dir := strings.Trim(h.parent, "/"); dir != "" && dir != "."; dir = filepath.Dir(dir) {
+			_ = unix.Rmdir(filepath.Join(root, dir)) // not empty: still in use
+		}
 	}
 }
 

@@ -66,8 +66,13 @@ var _ engine.Driver = (*Driver)(nil)
 const DefaultBulkRate = 100 << 20
 
 // engineOverhead is the memory that a generation's cgroup may use beyond what
-// its guest is shown: the engine itself, ~16 KB per file created, page tables.
-func engineOverhead(s engine.Shape) int64 { return 256<<20 + s.MemoryBytes/8 }
+// its guest is shown: the engine itself, its ~16 KB per file created, and what
+// each guest process costs it in stubs and page tables. A guest that takes more
+// than it was shown is stopped only by this sum.
+func engineOverhead(s engine.Shape) int64 {
+	const base, perProcess, mostProcesses = 256 << 20, 1 << 20, 256
+	return base + s.MemoryBytes/8 + int64(min(s.PidsMax, mostProcesses))*perProcess
+}
 
 // hostPids bounds the host threads of a generation. One guest process may take
 // a stub process, its tracer, a thread for system calls, a thread per CPU, and

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opencomputer/oc/client"
+	"github.com/opencomputer/oc/test/harness"
+)
+
+// checkpointFiles gives the files in which a server keeps a checkpoint.
+func checkpointFiles(t *testing.T, s *harness.Server, cp string) []string {
+	t.Helper()
+	var files []string
+	err := filepath.WalkDir(filepath.Join(s.Data, "checkpoints", cp), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			files = append(files, path)
+		}
+		return err
+	})
+	if err != nil || len(files) < 2 {
+		t.Fatalf("the files of %s: %v, %v", cp, files, err)
+	}
+	return files
+}
+
+// flip turns one bit of a file around.
+func flip(t *testing.T, file string, at int64) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 0x10
+	if _, err := f.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// size of a file.
+func size(t *testing.T, file string) int64 {
+	t.Helper()
+	st, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Size()
+}
+
+// failsToRestore checks that a restore to the damaged checkpoint is refused with
+// its name, and that the sandbox goes on counting.
+func (b box) failsToRestore(cp, what string) {
+	b.t.Helper()
+	before := b.counted()
+	out := invoke(b.t, b.s, nil, "checkpoint", "restore", b.id, cp)
+	if out.Code != 5 || !strings.Contains(out.Stderr, cp) {
+		b.t.Errorf("%s: want exit code 5 and the name of the checkpoint:\n%s", what, out)
+	}
+	if now := b.counted(); now < before {
+		b.t.Errorf("%s: the sandbox went back from %d to %d", what, before, now)
+	}
+}
+
+// failsToSpawn checks that a spawn of the damaged checkpoint fails with its
+// name, or ends in an error with it, before long.
+func failsToSpawn(t *testing.T, s *harness.Server, cp, what string) {
+	t.Helper()
+	res, err := api(t, s).SpawnCheckpoint(t.Context(), cp, client.SpawnRequest{})
+	var refusal *client.Error
+	switch {
+	case errors.As(err, &refusal):
+		if refusal.Status != 500 || !strings.Contains(refusal.Message, cp) {
+			t.Errorf("%s: the spawn failed with %d %q, not 500 and the name of the checkpoint", what, refusal.Status, refusal.Message)
+		}
+	case err != nil:
+		t.Errorf("%s: %v", what, err)
+	default:
+		b := adopt(t, s, res.ID)
+		await(t, what+": the spawn ends in an error", func() bool { return b.get().Status == client.StatusError })
+		if reason := b.get().Reason; !strings.Contains(reason, cp) {
+			t.Errorf("%s: the reason does not name the checkpoint: %s", what, reason)
+		}
+		refused(t, s, 3, []string{cp}, "exec", b.id, "--", "true")
+	}
+}
+
+// TestDamagedCheckpointIsRefusedAndTheSandboxRunsOn flips bits in, cuts short
+// and takes away each file of a checkpoint.
+func TestDamagedCheckpointIsRefusedAndTheSandboxRunsOn(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared)
+	b.count()
+	b.sh("head -c 3000000 /dev/urandom >data")
+	cp := b.checkpoint("precious")
+	before := len(asJSON[[]client.Sandbox](t, shared, "ls"))
+	for _, file := range checkpointFiles(t, shared, cp) {
+		name, n := filepath.Base(file), size(t, file)
+		at := []int64{n / 2}
+		if long {
+			at = []int64{0, 1, n / 7, n / 3, n / 2, n - 2, n - 1}
+		}
+		for _, off := range at {
+			flip(t, file, off)
+			b.failsToRestore(cp, "a bit of "+name)
+			failsToSpawn(t, shared, cp, "a bit of "+name)
+			flip(t, file, off)
+		}
+		kept := file + ".kept"
+		must(t, os.Rename(file, kept))
+		b.failsToRestore(cp, name+" missing")
+		failsToSpawn(t, shared, cp, name+" missing")
+		whole, err := os.ReadFile(kept)
+		must(t, err)
+		must(t, os.WriteFile(file, whole[:n-1], 0o600))
+		b.failsToRestore(cp, name+" cut short")
+		must(t, os.WriteFile(file, append(slices.Clone(whole), 0), 0o600))
+		b.failsToRestore(cp, name+" too long")
+		must(t, os.Rename(kept, file))
+	}
+	b.countOn(10)
+	b.ticks()
+	if after := len(asJSON[[]client.Sandbox](t, shared, "ls")); after > before+len(checkpointFiles(t, shared, cp))*8 {
+		t.Errorf("%d sandboxes are listed, before there were %d", after, before)
+	}
+	b.restore(cp) // whole again
+	b.countOn(10)
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCheckpointWithoutDataIsAnErrorAndNeverAFreshSandbox takes all data away
+// behind the server's back.
+func TestCheckpointWithoutDataIsAnErrorAndNeverAFreshSandbox(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared)
+	b.count()
+	cp := b.checkpoint("gone")
+	must(t, os.RemoveAll(filepath.Join(shared.Data, "checkpoints", cp)))
+	for _, args := range [][]string{{"checkpoint", "spawn", cp}, {"checkpoint", "restore", b.id, cp}} {
+		out := invoke(t, shared, nil, args...)
+		if out.Code != 3 && out.Code != 5 || !strings.Contains(out.Stderr, cp) {
+			t.Errorf("want a refusal that names the checkpoint:\n%s", out)
+		}
+	}
+	b.countOn(10)
+	oc(t, shared, "checkpoint", "delete", b.id, cp)
+}
+
+// smallDisk makes a file system of the size, in MB, for a server of its own.
+func smallDisk(t *testing.T, mb string) string {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, unix.Mount("oc-test", dir, "tmpfs", 0, "size="+mb+"m"))
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmounting %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+// freeMB is the space that a file system has left.
+func freeMB(t *testing.T, dir string) int64 {
+	t.Helper()
+	var st unix.Statfs_t
+	must(t, unix.Statfs(dir, &st))
+	return int64(st.Bavail) * st.Bsize >> 20
+}
+
+// TestFullDiskRefusesACheckpointAndLeavesNothing fills the disk before a
+// checkpoint, and again while one is being written.
+func TestFullDiskRefusesACheckpointAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	disk := smallDisk(t, "900")
+	s := ownServer(t, disk, nil)
+	b := create(t, s)
+	b.count()
+	b.heap(150, 3)
+	sum := b.heapSum()
+	first := b.checkpoint("fits")
+	used := freeMB(t, disk)
+
+	filler := filepath.Join(disk, "filler")
+	fill := func(leave int64) {
+		f, err := os.Create(filler)
+		must(t, err)
+		defer f.Close()
+		must(t, unix.Fallocate(int(f.Fd()), 0, 0, (freeMB(t, disk)-leave)<<20))
+	}
+	fill(100)
+	refused(t, s, 5, []string{"no space"}, "checkpoint", "create", b.id, "--name", "full")
+	b.countOn(5)
+	must(t, os.Remove(filler))
+
+	// Past the check beforehand: the space goes while the checkpoint is written.
+	staging := filepath.Join(s.Data, "checkpoints", ".staging")
+	began := make(chan bool, 1)
+	ctx, stop := context.WithTimeout(t.Context(), awaitTime)
+	defer stop()
+	go func() {
+		defer close(began)
+		for ctx.Err() == nil {
+			if entries, _ := os.ReadDir(staging); len(entries) > 0 {
+				fill(20)
+				began <- true
+				return
+			}
+			<-time.After(time.Millisecond)
+		}
+	}()
+	refused(t, s, 5, []string{"no space"}, "checkpoint", "create", b.id, "--name", "full")
+	if !<-began {
+		t.Error("nothing was seen being written")
+	}
+	if entries, _ := os.ReadDir(staging); len(entries) > 0 {
+		t.Errorf("left behind: %v", entries)
+	}
+	must(t, os.Remove(filler))
+	if free := freeMB(t, disk); free < used-20 {
+		t.Errorf("%d MB are free, before there were %d", free, used)
+	}
+	for _, c := range asJSON[[]client.Checkpoint](t, s, "checkpoint", "list", b.id) {
+		if c.ID != first && (c.Status != client.CheckpointFailed || !strings.Contains(c.ErrorMsg, "no space")) {
+			t.Errorf("%s (%s) is %s: %q", c.ID, c.Name, c.Status, c.ErrorMsg)
+		}
+	}
+
+	oc(t, s, "checkpoint", "delete", b.id, first)
+	b.checkpoint("full") // the name of the failed ones is free
+	b.ticks()
+	if got := b.heapSum(); got != sum {
+		t.Errorf("the heap is %s, not %s", got, sum)
+	}
+}
