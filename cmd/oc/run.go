@@ -19,7 +19,7 @@ func run(args []string) int {
 	// What was inherited is not for our children (a build of a template found
 	// its descriptor 12 taken). Where the kernel lacks the call they get it.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
-	m := cli.New(serveCommand(), upCommand(), downCommand(), statusCommand(), keyCommand(), keeperCommand())
+	m := cli.New(serveCommand(), upCommand(), downCommand(), statusCommand(), keyCommand(), installServiceCommand(), keeperCommand())
 	m.Version = buildinfo.Version()
 	return m.Run(context.Background(), args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())
 }

@@ -4,6 +4,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,8 +13,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -188,12 +191,30 @@ func (w *world) spawnAgent(b *box) {
 	}
 	guest.Close()
 	t.Cleanup(func() {
+		// The agent adopts orphans, so all that it started is below it.
+		for _, pid := range children(cmd.Process.Pid) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		host.Close()
 	})
 	b.host = host
 	w.greet(b)
+}
+
+// children gives all processes below one.
+func children(pid int) (all []int) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, l := range lists {
+		data, _ := os.ReadFile(l)
+		for f := range strings.FieldsSeq(string(data)) {
+			if n, err := strconv.Atoi(f); err == nil {
+				all = append(append(all, n), children(n)...)
+			}
+		}
+	}
+	return all
 }
 
 // greet connects to the box's agent under a new timeline; w.mu is held.

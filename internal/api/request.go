@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -106,7 +107,7 @@ func (s *Server) recoverPanic(w *response, r *http.Request) {
 	if p == nil {
 		return
 	}
-	if p != http.ErrAbortHandler {
+	if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		s.log.ErrorContext(r.Context(), "handler panicked",
 			"request", requestFrom(r.Context()).id, "panic", p, "stack", string(debug.Stack()))
 		if w.status == 0 {

@@ -37,14 +37,11 @@ type socket struct {
 	serving context.Context
 	leave   context.CancelFunc
 	wg      sync.WaitGroup
-	done    func() // of the server's count
+	counted func() // takes it off the server's count
 
 	full    atomic.Bool  // the client's messages wait for the sandbox
 	written atomic.Int64 // messages that the client's side took
 }
-
-// errTooSlow ends a socket whose client takes nothing.
-var errTooSlow = errors.New("the client took nothing for too long")
 
 // checkUpgrade refuses a request that is no WebSocket handshake.
 func checkUpgrade(r *http.Request) error {
@@ -69,7 +66,7 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) (*socket, error)
 		return nil, fault.Wrap(fault.Invalid, err, "the WebSocket handshake failed")
 	}
 	conn.SetReadLimit(maxMessage)
-	so := &socket{conn: conn, done: s.streams.Done}
+	so := &socket{conn: conn, counted: s.streams.Done}
 	// A hijacked connection's request context ends only with the handler.
 	so.ctx, so.end = context.WithCancel(r.Context())
 	so.serving, so.leave = context.WithCancel(so.ctx)
@@ -134,7 +131,7 @@ func (so *socket) receive() <-chan message {
 
 // write sends a message. It waits for a slow client, but not for ever.
 func (so *socket) write(p []byte) error {
-	ctx, cancel := context.WithTimeoutCause(so.ctx, stallTimeout, errTooSlow)
+	ctx, cancel := context.WithTimeout(so.ctx, stallTimeout)
 	defer cancel()
 	if err := so.conn.Write(ctx, websocket.MessageBinary, p); err != nil {
 		so.end()
@@ -176,7 +173,7 @@ func (so *socket) close(code websocket.StatusCode, reason string) {
 	so.end()
 	_ = so.conn.CloseNow()
 	so.wg.Wait()
-	so.done()
+	so.counted()
 }
 
 // closing translates the end of a following to a close code and a reason.

@@ -111,7 +111,7 @@ func (a *app) exec(ctx context.Context, sandbox string, req client.ExecRequest, 
 				session.SessionID, line, sandbox, session.SessionID)
 		})
 	}
-	input, err := newInput(a.in, true)
+	input, err := newInput(a.in, true, true)
 	if err != nil {
 		return err
 	}

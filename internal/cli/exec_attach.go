@@ -2,7 +2,11 @@
 
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
 
 func (a *app) newExecAttach() *cobra.Command {
 	return &cobra.Command{
@@ -16,7 +20,7 @@ Signals are as in exec, and so is the exit code.`,
 			if err != nil {
 				return err
 			}
-			input, err := newInput(a.in, false)
+			input, err := newInput(a.in, false, false)
 			if err != nil {
 				return err
 			}
@@ -29,6 +33,9 @@ Signals are as in exec, and so is the exit code.`,
 				return a.collect(cmd.Context(), f)
 			}
 			code, err := f.run(cmd.Context())
+			if err != nil && !f.patient {
+				return fmt.Errorf("attach failed: %w", err)
+			}
 			return exitWith(code, err)
 		},
 	}

@@ -170,7 +170,7 @@ func TestExecAttachErrors(t *testing.T) {
 	srv := newFake(t)
 	srv.reply("GET /api/sandboxes/sb-1/exec/s1", 404, `{"error":"session not found"}`)
 	got := invocation{url: srv.URL, args: []string{"exec", "attach", "sb-1", "s1"}}.run(t)
-	if got != (result{3, "", "Error: session not found\n"}) {
+	if got != (result{3, "", "Error: attach failed: session not found\n"}) {
 		t.Errorf("%+v", got)
 	}
 	got = invocation{url: newFakeExec(t).URL, args: []string{"exec", "attach", "sb-1", "s1"}}.run(t)
@@ -187,6 +187,7 @@ func TestExecContinues(t *testing.T) {
 		func(a *attachment) {
 			a.begin("t", 0, 0)
 			a.stdout("abc")
+			a.silent = true
 			if got := a.input(6); got != "input " {
 				t.Errorf("input %q", got)
 			}
@@ -253,6 +254,58 @@ func TestExecOverRestore(t *testing.T) {
 		t.Errorf("attached with %q", srv.queries)
 	}
 }
+
+// TestExecInputOverRestore sends again what the session had not taken when it
+// was restored, by the count of the checkpoint.
+func TestExecInputOverRestore(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	srv := newFakeExec(t, func(a *attachment) {
+		a.begin("t", 0, 100)
+		_, _ = io.WriteString(w, "one\n")
+		if got := a.input(4); got != "one\n" {
+			t.Errorf("input %q", got)
+		}
+		a.silent = true
+		_, _ = io.WriteString(w, "two\n")
+		_ = w.Close()
+		if got := a.input(-1); got != "two\n<end>" {
+			t.Errorf("input %q", got)
+		}
+		a.position("u", 0, 40)
+		if got := a.input(-1); got != "two\n<end>" {
+			t.Errorf("input after the restore %q", got)
+		}
+		a.exit(0)
+	})
+	got := invocation{url: srv.URL, stdin: r, args: []string{"exec", "sb-1", "--", "cat"}}.run(t)
+	if got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestExecInputIsBounded reads no more than fits while the session takes none.
+func TestExecInputIsBounded(t *testing.T) {
+	t.Parallel()
+	var read counter
+	srv := newFakeExec(t, func(a *attachment) {
+		a.begin("t", 0, 0)
+		a.silent = true
+		if got := len(a.input(inputWindow)); got < inputWindow {
+			t.Errorf("%d bytes", got)
+		}
+		a.exit(0)
+	})
+	got := invocation{url: srv.URL, stdin: io.TeeReader(endless{}, &read), args: []string{"exec", "sb-1", "--", "x"}}.run(t)
+	if got.code != 0 || read > inputWindow+2*inputChunk {
+		t.Errorf("%+v, read %d", got, read)
+	}
+}
+
+// endless is a reader without an end.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestExecSaysWhatWasLost(t *testing.T) {
 	t.Parallel()

@@ -34,6 +34,9 @@ type attachment struct {
 	t    *testing.T
 	conn *websocket.Conn
 	ctx  context.Context
+
+	taken  int64 // input, by the session's count
+	silent bool  // acknowledge nothing
 }
 
 // newFakeExec makes a server whose session "s1" plays one script per attachment,
@@ -74,7 +77,7 @@ func (f *fakeExec) attach(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	conn.SetReadLimit(1 << 20)
-	script(&attachment{f.t, conn, r.Context()})
+	script(&attachment{t: f.t, conn: conn, ctx: r.Context()})
 	_ = conn.CloseNow()
 	f.played <- struct{}{}
 }
@@ -92,6 +95,7 @@ func (a *attachment) send(frame []byte) {
 }
 
 func (a *attachment) position(timeline string, offset, stdin int64) {
+	a.taken = stdin
 	a.send(client.PositionFrame(client.Position{Timeline: timeline, Offset: offset, Stdin: stdin}))
 }
 
@@ -110,7 +114,8 @@ func (a *attachment) exit(code int) {
 	_ = a.conn.Close(websocket.StatusNormalClosure, "")
 }
 
-// input reads input until it ends or n bytes have come; n < 0 means to its end.
+// input reads input until it ends or n bytes have come, and acknowledges it; n < 0
+// means to its end.
 func (a *attachment) input(n int) string {
 	var b strings.Builder
 	for n < 0 || b.Len() < n {
@@ -121,6 +126,19 @@ func (a *attachment) input(n int) string {
 		switch msg[0] {
 		case client.FrameStdin:
 			b.Write(msg[1:])
+		case client.FrameStdinAt:
+			off, p, err := client.ParseStdinAt(msg)
+			if err != nil {
+				a.t.Error(err)
+			}
+			if off != a.taken {
+				a.t.Errorf("input at %d, not at %d", off, a.taken)
+			}
+			b.Write(p)
+			a.taken += int64(len(p))
+			if !a.silent {
+				a.send(client.StdinAckFrame(a.taken))
+			}
 		case client.FrameCloseStdin:
 			return b.String() + "<end>"
 		default:

@@ -26,6 +26,7 @@ type follower struct {
 	// patient says that the session is known to exist: a first attach that fails is
 	// tried again, too.
 	patient bool
+	outage  func() // called when a connection was lost; may be nil
 
 	pos   client.Position // just behind the last byte that was passed on
 	known bool            // pos is known
@@ -71,17 +72,18 @@ func (f *follower) follow(ctx context.Context) (int, error) {
 				out.over()
 			}
 			f.patient = true
+			if f.outage != nil && retryable(err) && ctx.Err() == nil {
+				f.outage()
+			}
 		}
 		var broken *outputError
 		switch {
 		case errors.As(err, &broken):
 			return f.abandon(ctx, broken)
-		case f.patient && !retryable(err):
-			return exitNoCode, &leftError{err}
-		case !retryable(err):
-			return exitNoCode, err
 		case !f.patient:
-			return exitNoCode, fmt.Errorf("attach failed: %w", err)
+			return exitNoCode, err
+		case !retryable(err):
+			return exitNoCode, &leftError{err}
 		case f.wrote && !f.known:
 			return exitNoCode, &leftError{fmt.Errorf("connection lost, and the server does not say where to go on: %w", err)}
 		case !out.wait(ctx):
@@ -145,6 +147,8 @@ func (f *follower) consume(ctx context.Context, stream *client.ExecStream) (code
 			send()
 		case client.EventScrollback:
 			send()
+		case client.EventStdinAck:
+			f.input.acknowledge(ev.Position.Stdin)
 		case client.EventStdout, client.EventStderr:
 			output = true
 			if err := f.pass(ev); err != nil {
@@ -158,20 +162,15 @@ func (f *follower) consume(ctx context.Context, stream *client.ExecStream) (code
 }
 
 // position takes note of where the output goes on and of how much input was
-// taken. The first one of a connection tells what is to be sent again; no input
-// may be under way then.
+// taken. The first one of a connection, and one of a new timeline, tell what is to
+// be sent again.
 func (f *follower) position(p client.Position, first bool) {
 	same := f.known && p.Timeline == f.pos.Timeline
 	if same && p.Offset > f.pos.Offset {
 		f.app.warn("%d bytes of output were dropped while nobody could read them", p.Offset-f.pos.Offset)
 	}
-	switch {
-	case !same:
-		f.input.rebase(p.Stdin)
-	case first:
-		if lost := f.input.rewind(p.Stdin); lost > 0 {
-			f.app.warn("%d bytes of input were lost with the connection", lost)
-		}
+	if first || !same {
+		f.input.resume(p.Stdin, same)
 	}
 	f.pos, f.known = p, true
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -67,50 +66,43 @@ func (s *shellSession) run(ctx context.Context) error {
 	}
 	s.session = pty.SessionID
 	defer s.close(ctx)
-	stream, err := s.client.AttachPTY(ctx, s.sandbox, s.session)
-	if err != nil {
-		return fmt.Errorf("failed to connect: %w", err)
-	}
-	defer stream.Close()
 
 	var wg sync.WaitGroup
 	wg.Go(func() { s.watch(ctx, received, cancel) })
 	defer wg.Wait()
 	defer cancel(nil)
-	err = s.join(stream)
-	var code ExitCode
-	if errors.As(context.Cause(ctx), &code) {
-		return code
+	code, err := s.join(ctx)
+	var signalled ExitCode
+	if errors.As(context.Cause(ctx), &signalled) {
+		return signalled
 	}
-	return err
+	return exitWith(code, err)
 }
 
 // join puts our terminal into raw mode and passes bytes both ways until the shell
-// ends.
-func (s *shellSession) join(stream *client.PTYStream) error {
-	keys, err := newSource(s.app.in)
+// ends with a code. A terminal's session is followed like any other, so that a
+// lost connection is taken up where it broke.
+func (s *shellSession) join(ctx context.Context) (code int, err error) {
+	keys, err := newInput(s.app.in, false, true) // others may type, too
 	if err != nil {
-		return err
+		return exitNoCode, err
 	}
-	defer keys.close()
+	defer keys.end()
 	old, err := term.MakeRaw(s.fd)
 	if err != nil {
-		return fmt.Errorf("failed to enter raw mode: %w", err)
+		return exitNoCode, fmt.Errorf("failed to enter raw mode: %w", err)
 	}
 	defer func() { _ = term.Restore(s.fd, old) }()
-
-	var typing sync.WaitGroup
-	typing.Go(func() {
-		// A terminal that is gone ends the connection, and with it the shell.
-		_, _ = io.Copy(stream, keys)
-		_ = stream.Close()
-	})
-	defer typing.Wait()
-	defer keys.stop()
-	if _, err := io.Copy(s.app.out, stream); err != nil {
-		return fmt.Errorf("the shell was cut off: %w", err)
+	f := &follower{
+		app: s.app, client: s.client, sandbox: s.sandbox, session: s.session,
+		stdout: s.app.out, stderr: s.app.out, input: keys,
+		outage: func() { fmt.Fprint(s.app.out, "\r\noc: connection lost, trying again\r\n") },
 	}
-	return nil
+	code, err = f.follow(ctx)
+	if err != nil && !f.patient {
+		err = fmt.Errorf("failed to connect: %w", err)
+	}
+	return code, err
 }
 
 // watch follows our terminal's size, and leaves on a signal to end. In raw mode

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/creack/pty"
@@ -79,15 +80,17 @@ func (x *terminal) raw() bool {
 	return err == nil && !reflect.DeepEqual(now, x.before)
 }
 
-// fakePTY is a server with one terminal, whose attachment a test plays.
+// fakePTY is a server with one terminal, whose attachments a test plays.
 type fakePTY struct {
 	*fake
 	mu    sync.Mutex
 	sizes [][2]int
 	ended bool
+
+	attached int
 }
 
-func newFakePTY(t *testing.T, script func(*attachment)) *fakePTY {
+func newFakePTY(t *testing.T, scripts ...func(*attachment)) *fakePTY {
 	t.Helper()
 	f := &fakePTY{fake: newFake(t)}
 	f.reply("GET /api/sandboxes/sb-1", 200, sbJSON)
@@ -111,13 +114,21 @@ func newFakePTY(t *testing.T, script func(*attachment)) *fakePTY {
 		f.mu.Unlock()
 		w.WriteHeader(http.StatusNoContent)
 	})
-	f.handle("GET /api/sandboxes/sb-1/pty/p1", func(w http.ResponseWriter, r *http.Request) {
+	f.handle("GET /api/sandboxes/sb-1/exec/p1", func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		n := f.attached
+		f.attached++
+		f.mu.Unlock()
+		if n >= len(scripts) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
 		conn, err := websocket.Accept(w, r, nil)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		script(&attachment{t, conn, r.Context()})
+		scripts[n](&attachment{t: t, conn: conn, ctx: r.Context()})
 		_ = conn.CloseNow()
 	})
 	return f
@@ -129,23 +140,14 @@ func (f *fakePTY) state() (sizes [][2]int, ended bool) {
 	return slices.Clone(f.sizes), f.ended
 }
 
-// typedInto reads what was typed until it has all of want.
+// typedInto reads what was typed.
 func (a *attachment) typedInto(want string) {
-	var got strings.Builder
-	for got.Len() < len(want) {
-		_, msg, err := a.conn.Read(a.ctx)
-		if err != nil {
-			a.t.Errorf("typed %q, then %v", got.String(), err)
-			return
-		}
-		got.Write(msg)
-	}
-	if got.String() != want {
-		a.t.Errorf("typed %q, want %q", got.String(), want)
+	if got := a.input(len(want)); got != want {
+		a.t.Errorf("typed %q, want %q", got, want)
 	}
 }
 
-// oc runs a command line on the terminal.
+// run runs a command line on the terminal.
 func (x *terminal) run(t *testing.T, i invocation) (code int, errOut string) {
 	t.Helper()
 	i.stdin = x.oc
@@ -161,7 +163,8 @@ func TestShell(t *testing.T) {
 	var srv *fakePTY
 	srv = newFakePTY(t, func(a *attachment) {
 		eventually(t, "the terminal is raw", x.raw)
-		a.send([]byte("$ "))
+		a.begin("t", 0, 0)
+		a.stdout("$ ")
 		x.typed(t, "ls\r\x03") // Ctrl-C is a byte
 		a.typedInto("ls\r\x03")
 		x.resize(t, 120, 40)
@@ -170,8 +173,8 @@ func TestShell(t *testing.T) {
 			sizes, _ := srv.state()
 			return slices.Contains(sizes, [2]int{120, 40})
 		})
-		a.send([]byte("bye\r\n"))
-		_ = a.conn.Close(websocket.StatusNormalClosure, "")
+		a.stdout("bye\r\n")
+		a.exit(0)
 	})
 	code, errOut := x.run(t, invocation{url: srv.URL, signals: signals, args: []string{"shell", "sb-1", "--shell", "/bin/zsh"}})
 	if code != 0 || errOut != "" {
@@ -188,6 +191,36 @@ func TestShell(t *testing.T) {
 	}
 }
 
+// TestShellContinues when the server restarts: what is drawn is neither lost nor
+// doubled.
+func TestShellContinues(t *testing.T) {
+	t.Parallel()
+	x := newTerminal(t, 80, 24)
+	srv := newFakePTY(t,
+		func(a *attachment) {
+			eventually(t, "the terminal is raw", x.raw)
+			a.begin("t", 0, 0)
+			a.stdout("one ")
+			x.typed(t, "ab")
+			a.typedInto("ab")
+			_ = a.conn.Close(client.CloseRetry, "the server stops")
+		},
+		func(a *attachment) {
+			a.begin("t", 4, 2)
+			x.typed(t, "c")
+			a.typedInto("c")
+			a.stdout("two\r\n")
+			a.exit(0)
+		})
+	code, errOut := x.run(t, invocation{url: srv.URL, args: []string{"shell", "sb-1"}})
+	if code != 0 || errOut != "" {
+		t.Errorf("%d %s", code, errOut)
+	}
+	x.restored(t)
+	want := "one \r\noc: connection lost, trying again\r\ntwo\r\n"
+	eventually(t, "all is drawn", func() bool { return x.drawn.String() == want })
+}
+
 // TestShellRestoresTheTerminal on each way out.
 func TestShellRestoresTheTerminal(t *testing.T) {
 	t.Parallel()
@@ -196,10 +229,11 @@ func TestShellRestoresTheTerminal(t *testing.T) {
 		code   int
 		errOut string
 	}{
-		"connection lost": {func(*attachment, chan os.Signal) {}, 1, "Error: the shell was cut off: connection lost"},
+		"connection lost": {func(*attachment, chan os.Signal) {}, 255, "Error: lost the connection for more than 300ms"},
+		"exit code":       {func(a *attachment, _ chan os.Signal) { a.exit(3) }, 3, ""},
 		"sandbox stopped": {func(a *attachment, _ chan os.Signal) {
 			_ = a.conn.Close(client.CloseSandboxEnded, "sandbox sb-1 has been stopped")
-		}, 3, "Error: the shell was cut off: sandbox sb-1 has been stopped"},
+		}, 255, "Error: sandbox sb-1 has been stopped\n"},
 		"SIGTERM": {func(a *attachment, signals chan os.Signal) { signals <- syscall.SIGTERM; a.gone() }, 143, ""},
 		"SIGHUP":  {func(a *attachment, signals chan os.Signal) { signals <- syscall.SIGHUP; a.gone() }, 129, ""},
 	} {
@@ -211,7 +245,7 @@ func TestShellRestoresTheTerminal(t *testing.T) {
 				eventually(t, "the terminal is raw", x.raw)
 				tc.script(a, signals)
 			})
-			code, errOut := x.run(t, invocation{url: srv.URL, signals: signals, args: []string{"shell", "sb-1"}})
+			code, errOut := x.run(t, invocation{url: srv.URL, signals: signals, patience: 300 * time.Millisecond, args: []string{"shell", "sb-1"}})
 			if code != tc.code || !strings.HasPrefix(errOut, tc.errOut) {
 				t.Errorf("%d %s", code, errOut)
 			}
@@ -226,14 +260,14 @@ func TestShellRestoresTheTerminal(t *testing.T) {
 func TestShellErrors(t *testing.T) {
 	t.Parallel()
 	for route, want := range map[string]string{
-		"GET /api/sandboxes/sb-1":        "Error: failed to get sandbox: nope\n",
-		"POST /api/sandboxes/sb-1/pty":   "Error: failed to create PTY: nope\n",
-		"GET /api/sandboxes/sb-1/pty/p1": "Error: failed to connect: nope\n",
+		"GET /api/sandboxes/sb-1":         "Error: failed to get sandbox: nope\n",
+		"POST /api/sandboxes/sb-1/pty":    "Error: failed to create PTY: nope\n",
+		"GET /api/sandboxes/sb-1/exec/p1": "Error: failed to connect: nope\n",
 	} {
 		srv := newFake(t)
 		for r, body := range map[string]string{
 			"GET /api/sandboxes/sb-1": sbJSON, "POST /api/sandboxes/sb-1/pty": `{"sessionID":"p1"}`,
-			"GET /api/sandboxes/sb-1/pty/p1": "", "DELETE /api/sandboxes/sb-1/pty/p1": "",
+			"GET /api/sandboxes/sb-1/exec/p1": "", "DELETE /api/sandboxes/sb-1/pty/p1": "",
 		} {
 			if r == route {
 				srv.reply(r, 404, `{"error":"nope"}`)

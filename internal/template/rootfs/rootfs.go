@@ -306,10 +306,10 @@ func (r *Root) RemoveAll(name string) error {
 		return &fs.PathError{Op: "remove", Path: name, Err: unix.EBUSY}
 	}
 	err = unix.Unlinkat(dir, base, 0)
-	if err == nil || err == unix.ENOENT {
+	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	if err != unix.EISDIR && err != unix.EPERM {
+	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
 		return &fs.PathError{Op: "remove", Path: name, Err: err}
 	}
 	// os.Root refuses to leave its directory by links, and removal follows none.

@@ -65,7 +65,7 @@ type contentReader struct{ r io.Reader }
 
 func (c *contentReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = readError(err, "the archive is damaged or cut short")
 	}
 	return n, err

@@ -117,7 +117,6 @@ func e(typ byte, name, arg string) tar.Header {
 	switch typ {
 	case tar.TypeReg:
 		h.Size = int64(len(arg))
-		h.Xattrs = nil
 		h.PAXRecords = map[string]string{"OC.test": arg + "."} // where archiveOf finds the content
 	case tar.TypeSymlink, tar.TypeLink:
 		h.Linkname = arg
