@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, out, say io.Writer) (err error) {
 	b := &bench{opts: opts, dir: dir, say: say}
 	defer func() {
 		if err = errors.Join(err, b.close()); err != nil && b.ours != nil {
-			fmt.Fprintf(say, "The server's log ends:\n%s\n", b.ours.server.log())
+			fmt.Fprintf(say, "The server's complaints end:\n%s\n", b.ours.server.log())
 		}
 	}()
 	if err := b.open(ctx); err != nil {

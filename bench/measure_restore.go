@@ -100,10 +100,10 @@ func (b *bench) memory(ctx context.Context, sc *scene) error {
 				return err
 			}
 			at.addBytes((now - before) / clones)
-			if at == &early[i] {
-				err = settled(ctx, s)
+			if at == &late[i] {
+				break
 			}
-			if err != nil {
+			if err := settled(ctx, s); err != nil {
 				return err
 			}
 		}

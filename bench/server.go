@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opencomputer/oc/client"
@@ -48,6 +49,7 @@ func startServer(ctx context.Context, binary, dir string) (*server, error) {
 	// Not bound to ctx: an interrupted benchmark still needs it to clean up.
 	s.cmd = exec.Command(binary, "serve", "--data-dir", s.data(), "--listen", "127.0.0.1:0")
 	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env(), log, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is ours alone
 	if err := s.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
@@ -116,14 +118,21 @@ func (s *server) try(ctx context.Context) (*client.Client, error) {
 	return c, nil
 }
 
-// log is the end of the server's log, for error messages.
+// log is the end of what the server complained about, for error messages.
 func (s *server) log() string {
 	const most = 2000
 	b, err := os.ReadFile(s.logFile())
 	if err != nil {
 		return err.Error()
 	}
-	return string(bytes.TrimSpace(b[max(0, len(b)-most):]))
+	var complaints strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, "level=INFO") {
+			complaints.WriteString(line)
+		}
+	}
+	text := strings.TrimSpace(complaints.String())
+	return text[max(0, len(text)-most):]
 }
 
 // stop ends the server with all its sandboxes.

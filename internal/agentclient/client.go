@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/opencomputer/oc/internal/agent/wire"
 	"github.com/opencomputer/oc/internal/fault"
@@ -77,6 +78,10 @@ func (c *Client) Close() error {
 	c.wg.Wait()
 	return nil
 }
+
+// SyscallConn gives the descriptor of the connection, so that it can be handed
+// to the keeper again (syscall.Conn).
+func (c *Client) SyscallConn() (syscall.RawConn, error) { return c.conn.f.SyscallConn() }
 
 // Done is closed when the connection was closed or has failed for good.
 func (c *Client) Done() <-chan struct{} { return c.done }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/internal/agent/wire"
@@ -112,13 +113,41 @@ func (a *attachment) input(ctx context.Context, p []byte) error {
 type execSpeaker struct {
 	*attachment
 	positions bool // the client asked for them
+
+	mu            sync.Mutex // guards the rest, and the order of positions and acknowledgements
+	timeline      string     // of the last position
+	taken         int64      // input that was taken last,
+	takenTimeline string     // and in which timeline
 }
 
+// position tells the client where the output goes on, and how much input was
+// taken up to now: more, perhaps, than when the session was attached to.
 func (e *execSpeaker) position(p client.Position, _ int64) error {
 	if !e.positions {
 		return nil
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.timeline = p.Timeline
+	if e.takenTimeline == p.Timeline {
+		p.Stdin = max(p.Stdin, e.taken)
+	}
 	return e.so.write(client.PositionFrame(p))
+}
+
+// acknowledge tells the client how much input was taken. In another timeline
+// than the client knows it means nothing to it: the next position tells.
+func (e *execSpeaker) acknowledge(timeline string, taken int64) error {
+	if !e.positions {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.taken, e.takenTimeline = taken, timeline
+	if timeline != e.timeline {
+		return nil
+	}
+	return e.so.write(client.StdinAckFrame(taken))
 }
 
 func (e *execSpeaker) output(stream wire.Stream, p []byte) error {
@@ -163,7 +192,9 @@ func (e *execSpeaker) inputAt(ctx context.Context, msg []byte) error {
 		return err
 	}
 	var taken int64
+	var timeline string
 	err = e.s.withAgent(ctx, e.sandboxID, func(ctx context.Context, lease *sandbox.Lease) (err error) {
+		timeline = lease.Timeline
 		taken, err = e.stdin.writeAt(ctx, lease, e.sessionID, off, p)
 		if fault.Is(err, fault.Invalid) {
 			info, serr := lease.Agent.Session(ctx, e.sessionID)
@@ -177,8 +208,5 @@ func (e *execSpeaker) inputAt(ctx context.Context, msg []byte) error {
 	case err != nil:
 		return err
 	}
-	if !e.positions {
-		return nil
-	}
-	return e.so.write(client.StdinAckFrame(taken))
+	return e.acknowledge(timeline, taken)
 }

@@ -34,6 +34,7 @@ type follower struct {
 	s                           *Server
 	orgID, sandboxID, sessionID string
 	from                        agentclient.From // where to begin
+	known                       bool             // the session did exist
 
 	lease    *sandbox.Lease
 	out      *agentclient.Output
@@ -44,8 +45,9 @@ type follower struct {
 // open acquires the sandbox and attaches: where the last attachment ended, if
 // there was one.
 func (f *follower) open(ctx context.Context) error {
-	from := f.from
+	from, known := f.from, f.known
 	if f.pos.Timeline != "" {
+		known = true
 		from = agentclient.From{Place: wire.FromOffset, Offset: f.pos.Offset, Timeline: f.pos.Timeline}
 	}
 	for {
@@ -64,7 +66,8 @@ func (f *follower) open(ctx context.Context) error {
 		lease.Release()
 		switch {
 		case replaced:
-		case fault.Is(err, fault.NotFound) && f.pos.Timeline != "":
+			known = true // or the first agent would have said that it is not
+		case fault.Is(err, fault.NotFound) && known:
 			return errSessionLost
 		default:
 			return err

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -205,12 +204,24 @@ func (w *world) spawnAgent(b *box) {
 
 // children gives all processes below one.
 func children(pid int) (all []int) {
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, l := range lists {
-		data, _ := os.ReadFile(l)
-		for f := range strings.FieldsSeq(string(data)) {
-			if n, err := strconv.Atoi(f); err == nil {
-				all = append(append(all, n), children(n)...)
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	parent := map[int]int{}
+	for _, f := range stats {
+		data, _ := os.ReadFile(f)
+		var id, ppid int
+		var state string
+		_, rest, _ := strings.Cut(string(data), ") ")
+		if _, err := fmt.Sscan(rest, &state, &ppid); err == nil {
+			if _, err := fmt.Sscan(string(data), &id); err == nil {
+				parent[id] = ppid
+			}
+		}
+	}
+	for id := range parent {
+		for up := parent[id]; up > 1; up = parent[up] {
+			if up == pid {
+				all = append(all, id)
+				break
 			}
 		}
 	}

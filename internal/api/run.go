@@ -16,6 +16,7 @@ import (
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/internal/agent/wire"
 	"github.com/opencomputer/oc/internal/agentclient"
+	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/sandbox"
 )
 
@@ -58,6 +59,9 @@ func (s *Server) startRun(ctx context.Context, sandboxID string, b *client.ExecR
 	err = s.withAgent(ctx, sandboxID, func(ctx context.Context, lease *sandbox.Lease) error {
 		return lease.Agent.CloseStdin(ctx, info.ID)
 	})
+	if fault.Is(err, fault.NotFound) {
+		err = errSessionLost
+	}
 	return info, err
 }
 
@@ -69,17 +73,17 @@ func (s *Server) runExec(ctx context.Context, in *execInput) (client.ExecResult,
 	return s.collect(ctx, in.ID, info.ID)
 }
 
-// collect follows a session from its beginning to its end and gives what it
+// collect follows a session that exists from its beginning to its end and gives what it
 // printed, at most the newest maxCapture bytes of each stream.
 func (s *Server) collect(ctx context.Context, sandboxID, sessionID string) (client.ExecResult, error) {
 	c := &capture{}
-	err := s.followTo(ctx, sandboxID, sessionID, wire.FromScrollback, c)
+	err := s.followTo(ctx, sandboxID, sessionID, wire.FromScrollback, true, c)
 	return c.result(), err
 }
 
-// followTo follows a session to its end.
-func (s *Server) followTo(ctx context.Context, sandboxID, sessionID string, from wire.From, dst sink) error {
-	f := &follower{s: s, orgID: orgOf(ctx), sandboxID: sandboxID, sessionID: sessionID, from: agentclient.From{Place: from}}
+// followTo follows a session, which may be known to have existed, to its end.
+func (s *Server) followTo(ctx context.Context, sandboxID, sessionID string, from wire.From, known bool, dst sink) error {
+	f := &follower{s: s, orgID: orgOf(ctx), sandboxID: sandboxID, sessionID: sessionID, from: agentclient.From{Place: from}, known: known}
 	if err := f.open(ctx); err != nil {
 		return err
 	}
@@ -175,7 +179,7 @@ func (s *Server) within(ctx context.Context, wait time.Duration, sandboxID, sess
 	out := client.AsyncRun{ExecID: sessionID}
 	bounded, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	err := s.followTo(bounded, sandboxID, sessionID, wire.FromEnd, &capture{})
+	err := s.followTo(bounded, sandboxID, sessionID, wire.FromEnd, false, &capture{})
 	switch {
 	case err == nil:
 	case bounded.Err() != nil && ctx.Err() == nil:

@@ -47,11 +47,11 @@ func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Ch
 		return err
 	}
 	defer capt.Close()
-	return s.keep(ctx, run, gen, capt, c)
+	return s.keep(ctx, run.Process(), gen, capt, c)
 }
 
 // keep stores a capture and marks its row ready.
-func (s *Service) keep(ctx context.Context, run *sandbox.Run, gen meta.Generation, capt *engine.Capture, c *meta.Checkpoint) error {
+func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Generation, capt *engine.Capture, c *meta.Checkpoint) error {
 	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
 	if err != nil {
 		return err
@@ -60,11 +60,13 @@ func (s *Service) keep(ctx context.Context, run *sandbox.Run, gen meta.Generatio
 	if err != nil {
 		return err
 	}
-	c.ParentID, c.ImageHash, c.TreeHash, c.Build = sb.LastCheckpoint, img.Hash, img.TreeHash, run.Process().Build
+	c.ParentID, c.ImageHash, c.TreeHash, c.Build = sb.LastCheckpoint, img.Hash, img.TreeHash, proc.Build
 	c.CPUs, c.MemoryMB, c.DiskMB = gen.CPUs, gen.MemoryMB, gen.DiskMB
+	need := s.cfg.Engine.Requirements()
+	need.Engine = proc.Engine // of the build that wrote it, which may be an earlier one
 	m, err := s.cfg.Store.Put(ctx, store.Manifest{
 		Checkpoint: c.ID, Sandbox: c.SandboxID, Parent: c.ParentID, CreatedAt: c.CreatedAt.UTC(),
-		Requirements: s.cfg.Engine.Requirements(), Build: c.Build, ImageHash: c.ImageHash, TreeHash: c.TreeHash,
+		Requirements: need, Build: c.Build, ImageHash: c.ImageHash, TreeHash: c.TreeHash,
 		Agent: wire.Version,
 		Shape: engine.Shape{CPUs: c.CPUs, MemoryBytes: int64(c.MemoryMB) << 20, DiskBytes: int64(c.DiskMB) << 20},
 	}, capt, nil)

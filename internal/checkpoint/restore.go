@@ -9,6 +9,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
@@ -63,7 +64,7 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img *store.Image
 	}
 	m := img.Manifest()
 	path := ""
-	if err = s.cfg.Engine.Check(m.Requirements); err == nil {
+	if err = s.cfg.Engine.Check(m.Build, m.Requirements); err == nil {
 		path, err = s.cfg.Images.Path(ctx, m.ImageHash)
 	}
 	if err != nil {
@@ -71,7 +72,7 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img *store.Image
 		return nil, src, nil, err
 	}
 	src = sandbox.Source{
-		Checkpoint: c.ID, Dir: s.cfg.Store.Path(c.ID),
+		Checkpoint: c.ID, Artefact: engine.Source{Dir: s.cfg.Store.Path(c.ID), Build: m.Build, Engine: m.Requirements.Engine},
 		Image: sandbox.Image{Template: c.Template, TreeHash: m.TreeHash, Hash: m.ImageHash, Path: path},
 	}
 	return img, src, func() { img.Close(); unlock() }, nil

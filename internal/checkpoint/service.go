@@ -51,12 +51,13 @@ const MaxPerSandbox = 10
 // clients give up after 30 s.
 const createWait = 25 * time.Second
 
-// New makes the service and hands the sandboxes' expiry to it. Start settles
+// New makes the service and hands the sandboxes' expiry and recovery to it. Start settles
 // what an earlier server left.
 func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel}
 	cfg.Sandboxes.OnExpire(s.expire)
+	cfg.Sandboxes.OnOrphan(s.rescue)
 	return s
 }
 

@@ -42,8 +42,9 @@ type Spec struct {
 // belong to the driver; it travels through the metadata as JSON.
 type Process struct {
 	Generation string `json:"generation"`
-	Build      string `json:"build"` // sha256 of the kept oc build it runs from
-	Dir        string `json:"dir"`   // run-time directory (control socket, log)
+	Build      string `json:"build"`  // sha256 of the kept oc build it runs from
+	Engine     string `json:"engine"` // that build's engine, as in Requirements
+	Dir        string `json:"dir"`    // run-time directory (control socket, log)
 	PID        int    `json:"pid"`
 	StartTime  uint64 `json:"startTime"` // clock ticks since boot: with PID the identity of the process
 	GoferPID   int    `json:"goferPid,omitempty"`
@@ -88,6 +89,13 @@ type Requirements struct {
 	CPUFeatures []string `json:"cpuFeatures"` // sorted
 }
 
+// Source is a checkpoint's artefact to restore from.
+type Source struct {
+	Dir    string // its directory in the store
+	Build  string // the oc build whose engine wrote it
+	Engine string // that engine, as in Requirements
+}
+
 // Target is one generation to restore into.
 type Target struct {
 	Spec  Spec
@@ -117,8 +125,9 @@ type Restoring interface {
 type Driver interface {
 	// Requirements of captures made by this driver here and now.
 	Requirements() Requirements
-	// Check says why a capture with these requirements cannot run here, or nil.
-	Check(Requirements) error
+	// Check says why a capture that the build wrote, with these requirements,
+	// cannot run here, or nil.
+	Check(build string, r Requirements) error
 	// Start runs a fresh generation whose PID 1 is the agent, its stdin the
 	// given socket.
 	Start(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
@@ -126,8 +135,8 @@ type Driver interface {
 	// waits until a generation that is still loading has loaded. budget bounds
 	// the bytes of memory that the copy may take.
 	Capture(ctx context.Context, p Process, budget int64) (*Capture, error)
-	// Restore starts the targets from the checkpoint artefact in dir.
-	Restore(ctx context.Context, dir string, targets []Target) (Restoring, error)
+	// Restore starts the targets from an artefact, by the build that wrote it.
+	Restore(ctx context.Context, src Source, targets []Target) (Restoring, error)
 	// Hurry makes a pager load at full rate, because somebody waits for it.
 	Hurry(pager Process)
 	// Pause and Resume freeze and thaw a generation.
@@ -135,8 +144,8 @@ type Driver interface {
 	Resume(ctx context.Context, p Process) error
 	// Alive tells whether the record's process runs.
 	Alive(p Process) bool
-	// Exited is closed when the process has ended.
-	Exited(p Process) (<-chan struct{}, error)
+	// Exited is closed when the process has ended. The watching ends with ctx.
+	Exited(ctx context.Context, p Process) (<-chan struct{}, error)
 	// LastWords gives what a dead generation's engine said of its end, "" if
 	// nothing; to be asked before it is destroyed.
 	LastWords(p Process) string

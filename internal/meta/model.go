@@ -80,6 +80,7 @@ type GenerationState string
 const (
 	GenerationStarting GenerationState = "starting" // row exists, process may
 	GenerationLive     GenerationState = "live"     // is, or may become, the sandbox
+	GenerationHeld     GenerationState = "held"     // is the sandbox, but is not known to have been let go on
 	GenerationEnding   GenerationState = "ending"   // to be destroyed by whoever finds it
 )
 

@@ -4,9 +4,11 @@ package node
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/opencomputer/oc/internal/keeper"
 	"github.com/opencomputer/oc/internal/sandbox"
@@ -21,6 +23,35 @@ type keeperLink struct {
 	mu sync.Mutex
 	c  *keeper.Client
 }
+
+// watch sees that there is a keeper for as long as ctx lasts: when it dies a
+// new one is started, and refill hands it what the old one held.
+func (k *keeperLink) watch(ctx context.Context, refill func(context.Context) error, log *slog.Logger) {
+	for ctx.Err() == nil {
+		c, err := k.client(ctx)
+		if err == nil {
+			select {
+			case <-c.Done():
+			case <-ctx.Done():
+				return
+			}
+			log.Error("the keeper died; starting another")
+			if _, err = k.client(ctx); err == nil {
+				err = refill(ctx)
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			log.Error("the keeper cannot be replaced; trying again", "error", err)
+			select {
+			case <-time.After(keeperRetry):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// keeperRetry is how long to wait after a keeper could not be started.
+const keeperRetry = time.Second
 
 var _ sandbox.Keeper = (*keeperLink)(nil)
 

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 
@@ -151,6 +152,11 @@ func (n *Node) Serve(ctx context.Context, listen string, ready func(url string) 
 			return err
 		}
 	}
+	watchCtx, stopWatch := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { n.keeper.watch(watchCtx, n.sandboxes.Rekeep, n.log) })
+	defer watching.Wait()
+	defer stopWatch()
 	url := "http://" + l.Addr().String()
 	key, err := n.signingKey()
 	if err != nil {
@@ -168,7 +174,8 @@ func (n *Node) Serve(ctx context.Context, listen string, ready func(url string) 
 	failed := make(chan error, 1)
 	go func() { failed <- web.Serve(l) }()
 	inst := Instance{Version: buildinfo.Version(), APIURL: url, DataDir: n.places.data}
-	if err := errors.Join(inst.write(), ready(url)); err != nil {
+	// oc up waits for the instance: by then its user must have the key.
+	if err := errors.Join(ready(url), inst.write()); err != nil {
 		return errors.Join(err, web.Close())
 	}
 	n.log.Info("serving", "url", url, "version", buildinfo.Version(), "engine", buildinfo.Engine())

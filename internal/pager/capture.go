@@ -21,13 +21,22 @@ import (
 // Arena is where a capture is copied to: three files of memory (or, for a
 // sandbox larger than the memory budget, of disk), handed to the process that
 // makes the capture durable.
+//
+// The engine decides when it ends a write; so the mappings live until the
+// arena is closed and the last writer is.
 type Arena struct {
 	files map[string]*region
+
+	mu      sync.Mutex
+	writers int  // open ones
+	closed  bool // by its owner
 }
 
 type region struct {
 	mem []byte // mapping of the whole file, whose size is the bound
-	n   int64  // bytes written
+
+	// Set when the file is finalized; guarded by Arena.mu.
+	n   int64 // bytes written
 	frs []engine.PageRange
 }
 
@@ -78,20 +87,56 @@ func (a *Arena) Serve() (*os.File, error) { return serve(captureServer{a}) }
 
 // Sizes are the bytes written to each file, valid after the capture.
 func (a *Arena) Sizes() (state, meta, pages int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	return a.files[checkpointfiles.StateFileName].n,
 		a.files[checkpointfiles.PagesMetadataFileName].n,
 		a.files[checkpointfiles.PagesFileName].n
 }
 
 // Ranges are the identities of the pages written, valid after the capture.
-func (a *Arena) Ranges() []engine.PageRange { return a.files[checkpointfiles.PagesFileName].frs }
+func (a *Arena) Ranges() []engine.PageRange {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.files[checkpointfiles.PagesFileName].frs
+}
 
-// Close unmaps the arena; the files stay the caller's.
+// Close unmaps the arena, at once or when the last writer is closed; the files
+// stay the caller's.
 func (a *Arena) Close() {
-	for _, r := range a.files {
-		_ = unix.Munmap(r.mem)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
+	a.unmapUnused()
+}
+
+// unmapUnused unmaps what nobody uses any more. a.mu is held.
+func (a *Arena) unmapUnused() {
+	if !a.closed || a.writers > 0 {
+		return
 	}
-	a.files = nil
+	for _, r := range a.files {
+		_ = unix.Munmap(r.mem) // only a second time fails
+	}
+}
+
+// borrow gives the region of a file to a writer.
+func (a *Arena) borrow(path string) (*region, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.files[path]
+	if r == nil || a.closed {
+		return nil, fmt.Errorf("unexpected file %q", path)
+	}
+	a.writers++
+	return r, nil
+}
+
+func (a *Arena) giveBack() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.writers--
+	a.unmapUnused()
 }
 
 // captureServer implements stateipc.AsyncFileServerImpl for writing.
@@ -104,11 +149,11 @@ func (captureServer) OpenRead(string) (stateio.AsyncReader, error) {
 }
 
 func (s captureServer) OpenWrite(path string) (stateio.AsyncWriter, error) {
-	r := s.a.files[path]
-	if r == nil {
-		return nil, fmt.Errorf("unexpected file %q", path)
+	r, err := s.a.borrow(path)
+	if err != nil {
+		return nil, err
 	}
-	w := &captureWriter{r: r, done: make(chan stateio.Completion, maxParallel), jobs: make(chan copyJob, maxParallel)}
+	w := &captureWriter{a: s.a, r: r, done: make(chan stateio.Completion, maxParallel), jobs: make(chan copyJob, maxParallel)}
 	workers := 1
 	if path == checkpointfiles.PagesFileName {
 		w.identify = true
@@ -139,10 +184,12 @@ type copyJob struct {
 // which it is submitted.
 type captureWriter struct {
 	stateio.NoRegisterClientFD
+	a        *Arena
 	r        *region
 	identify bool // record page identities
 	sources  uint32
 	off      int64
+	frs      []engine.PageRange
 	jobs     chan copyJob
 	done     chan stateio.Completion
 	wg       sync.WaitGroup
@@ -176,7 +223,7 @@ func (w *captureWriter) add(id int, size uint64, sf stateio.SourceFile, frs []me
 	if w.identify {
 		src, _ := sf.(source)
 		for _, fr := range frs {
-			w.r.frs = appendRange(w.r.frs, engine.PageRange{Source: uint32(src), Offset: fr.Start, Length: fr.Length()})
+			w.frs = appendRange(w.frs, engine.PageRange{Source: uint32(src), Offset: fr.Start, Length: fr.Length()})
 		}
 	}
 	w.jobs <- copyJob{id: id, off: off, size: size, from: from}
@@ -208,13 +255,16 @@ func (w *captureWriter) Wait(cs []stateio.Completion, n int) ([]stateio.Completi
 func (w *captureWriter) Reserve(uint64) {}
 
 func (w *captureWriter) Finalize() error {
-	w.r.n = w.off
+	w.a.mu.Lock()
+	defer w.a.mu.Unlock()
+	w.r.n, w.r.frs = w.off, w.frs
 	return nil
 }
 
 func (w *captureWriter) Close() error {
 	close(w.jobs)
 	w.wg.Wait()
+	w.a.giveBack()
 	return nil
 }
 

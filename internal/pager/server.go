@@ -121,6 +121,10 @@ type reader struct {
 
 func (r *reader) add(id int, off int64, total uint64, to stateio.LocalClientRanges) {
 	j := readJob{id: id, off: off, to: to}
+	if off < 0 { // the engine is not trusted
+		r.done <- stateio.Completion{ID: id, Err: unix.EINVAL}
+		return
+	}
 	if r.seen == nil {
 		r.jobs <- j
 		return

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -44,14 +45,12 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	if err != nil || g.State != meta.GenerationLive || sb.State != meta.SandboxRunning || sb.GenerationID != g.ID {
+	if err != nil || g.State != meta.GenerationLive && g.State != meta.GenerationHeld || sb.State != meta.SandboxRunning || sb.GenerationID != g.ID {
 		return s.discard(ctx, g)
 	}
 	run, err := s.resume(ctx, g)
 	if err != nil {
-		return s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
-			return op.end(ctx, meta.SandboxError, err.Error())
-		})
+		return s.rescue(ctx, sb, g, err)
 	}
 	b := s.box(sb.ID)
 	b.setTimeout(sb.TimeoutSec)
@@ -62,6 +61,24 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 		s.followPager(b, run)
 	}
 	return nil
+}
+
+// rescue saves what can be saved of a generation that cannot be adopted: an
+// engine that runs is captured without its agent's help and restored into a
+// generation with a fresh channel; otherwise the sandbox has ended.
+func (s *Service) rescue(ctx context.Context, sb meta.Sandbox, g meta.Generation, why error) error {
+	return s.Operate(ctx, sb.ID, "recover", func(ctx context.Context, op *Operation) error {
+		if proc, err := engine.DecodeProcess(g.Process); err == nil && s.cfg.Engine.Alive(proc) && s.cfg.Recover != nil {
+			s.cfg.Log.Warn("recovering a sandbox through a capture", "sandbox", sb.ID, "generation", g.ID, "reason", why)
+			op.b.setTimeout(sb.TimeoutSec)
+			err := s.cfg.Recover(ctx, op, sb, g)
+			if err == nil {
+				return nil
+			}
+			why = errors.Join(why, err)
+		}
+		return op.end(ctx, meta.SandboxError, why.Error())
+	})
 }
 
 // resume makes a run of a generation that runs already.
@@ -86,10 +103,34 @@ func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
+	if err := s.letGo(ctx, &g, proc, agent); err != nil {
+		return nil, errors.Join(err, agent.Close())
+	}
 	if _, err := agent.Hello(ctx, agentclient.HelloRequest{Generation: g.ID, Timeline: g.Timeline}); err != nil {
 		return nil, errors.Join(fmt.Errorf("its agent does not answer: %w", err), agent.Close())
 	}
 	return &Run{gen: g, proc: proc, agent: agent, changed: make(chan struct{})}, nil
+}
+
+// heldSilence is how long a held generation may take to show that it runs.
+const heldSilence = 3 * time.Second
+
+// letGo lets a generation go on that an earlier server held at the end of a
+// restore, if it had not got round to it: the engine must not be resumed twice.
+func (s *Service) letGo(ctx context.Context, g *meta.Generation, proc engine.Process, agent *agentclient.Client) error {
+	if g.State != meta.GenerationHeld {
+		return nil
+	}
+	short, cancel := context.WithTimeout(ctx, heldSilence)
+	_, err := agent.Hello(short, agentclient.HelloRequest{Generation: g.ID, Timeline: g.Timeline})
+	cancel()
+	if err != nil {
+		if err := s.cfg.Engine.Resume(ctx, proc); err != nil {
+			return fmt.Errorf("it cannot go on after a restore: %w", err)
+		}
+	}
+	g.State = meta.GenerationLive
+	return s.cfg.Meta.UpdateGeneration(ctx, g)
 }
 
 // followPager waits for the pager of an earlier server to end: by then the run
@@ -98,7 +139,7 @@ func (s *Service) followPager(b *box, run *Run) {
 	pager, err := engine.DecodeProcess(run.gen.Pager)
 	if err == nil {
 		var exited <-chan struct{}
-		if exited, err = s.cfg.Engine.Exited(pager); err == nil {
+		if exited, err = s.cfg.Engine.Exited(s.ctx, pager); err == nil {
 			s.wg.Go(func() {
 				select {
 				case <-exited:
@@ -211,10 +252,7 @@ func (s *Service) timeouts() {
 	s.every(timeoutsEvery, func() {
 		now := s.cfg.Now()
 		s.mu.Lock()
-		boxes := make([]*box, 0, len(s.boxes))
-		for _, b := range s.boxes {
-			boxes = append(boxes, b)
-		}
+		boxes := slices.Collect(maps.Values(s.boxes))
 		s.mu.Unlock()
 		for _, b := range boxes {
 			touch, expired := b.tick(now)

@@ -64,6 +64,7 @@ func (s *Service) startFresh(ctx context.Context, sb meta.Sandbox, img Image) (_
 	if err != nil {
 		return nil, err
 	}
+	sd.started()
 	return s.greet(ctx, sb, sd, proc)
 }
 

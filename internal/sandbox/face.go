@@ -3,7 +3,6 @@
 package sandbox
 
 import (
-	"context"
 	"sync"
 
 	"github.com/opencomputer/oc/internal/agentclient"
@@ -50,21 +49,3 @@ func NewLease(agent *agentclient.Client, sb meta.Sandbox, timeline string, chang
 
 // Release ends the use. It may be called more than once.
 func (l *Lease) Release() { l.release() }
-
-// API is what the service offers to the API server (documentation of the
-// face; the type is *Service):
-//
-//	Create(ctx, orgID, CreateRequest) (meta.Sandbox, error)        returns a running sandbox
-//	Get(ctx, orgID, id) (meta.Sandbox, error)
-//	List(ctx, orgID, all bool) ([]meta.Sandbox, error)             newest first; all = stopped ones too
-//	Kill(ctx, orgID, id) error                                     nil for one that is already stopped
-//	SetTimeout(ctx, orgID, id, seconds) error
-//	Acquire(ctx, orgID, id) (*Lease, error)                        waits through operations; Gone when stopped
-type face interface {
-	Create(ctx context.Context, orgID string, req CreateRequest) (meta.Sandbox, error)
-	Get(ctx context.Context, orgID, id string) (meta.Sandbox, error)
-	List(ctx context.Context, orgID string, all bool) ([]meta.Sandbox, error)
-	Kill(ctx context.Context, orgID, id string) error
-	SetTimeout(ctx context.Context, orgID, id string, seconds int) error
-	Acquire(ctx context.Context, orgID, id string) (*Lease, error)
-}

@@ -5,6 +5,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -81,8 +82,8 @@ type Restored struct {
 // Source says what to restore from.
 type Source struct {
 	Checkpoint string // id
-	Dir        string // its artefact
-	Image      Image  // the image it rests on
+	Artefact   engine.Source
+	Image      Image // the image it rests on
 }
 
 // Restore brings up one generation per row from the checkpoint: running,
@@ -110,9 +111,12 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 		seeds = append(seeds, sd)
 		targets[i] = engine.Target{Spec: sd.spec, Stdin: sd.guest}
 	}
-	restoring, err := s.cfg.Engine.Restore(ctx, src.Dir, targets)
+	restoring, err := s.cfg.Engine.Restore(ctx, src.Artefact, targets)
 	if err != nil {
 		return nil, err
+	}
+	for _, sd := range seeds {
+		sd.started()
 	}
 	r := &Restored{s: s, restoring: restoring, runs: make([]*Run, len(rows))}
 	if err := r.greet(ctx, rows, seeds); err != nil {
@@ -138,7 +142,7 @@ func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed
 			if err == nil {
 				run.gen.Pager = pager
 				r.runs[i] = run
-			} else if why := r.restoring.Err(i); why != nil {
+			} else if why := r.loss(i); why != nil {
 				err = why // the loss of the pages is the cause of the silence
 			}
 			errs <- err
@@ -149,6 +153,18 @@ func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed
 		all = errors.Join(all, <-errs)
 	}
 	return all
+}
+
+// lossNews bounds how long the news of a loss may take longer than its effects.
+const lossNews = time.Second
+
+// loss is why a run that failed was lost by its pager, if it was.
+func (r *Restored) loss(i int) error {
+	select {
+	case <-r.restoring.Loaded():
+	case <-time.After(lossNews):
+	}
+	return r.restoring.Err(i)
 }
 
 // follow waits for the loading of the runs, which are the sandboxes' own by
@@ -209,55 +225,4 @@ func (r *Restored) Discard(ctx context.Context) error {
 		errs = append(errs, r.s.discard(ctx, run.gen))
 	}
 	return errors.Join(errs...)
-}
-
-// Replace puts the one restored run in the place of the sandbox's own. change
-// edits the sandbox's row in the same transaction. Until that is committed the
-// old run is untouched, and stays the sandbox if anything fails; after it, the
-// old one is ended before the new one goes on, so that two never run. Calls
-// wait meanwhile.
-func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta.Sandbox)) error {
-	s, run := op.s, r.runs[0]
-	if err := r.restoring.Hold(ctx, 0); err != nil {
-		return errors.Join(err, r.Discard(ctx))
-	}
-	open := op.b.closeGate()
-	defer open()
-	old, _ := op.b.current()
-	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, op.b.id)
-	if err != nil {
-		return errors.Join(err, r.Discard(ctx))
-	}
-	change(&sb)
-	sb.State, sb.Reason, sb.StoppedAt, sb.GenerationID = meta.SandboxRunning, "", nil, run.gen.ID
-	run.gen.State = meta.GenerationLive
-	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
-		if old != nil {
-			ending := old.gen
-			ending.State = meta.GenerationEnding
-			if err := tx.UpdateGeneration(ctx, &ending); err != nil {
-				return err
-			}
-		}
-		return errors.Join(tx.UpdateGeneration(ctx, &run.gen), tx.UpdateSandbox(ctx, &sb))
-	})
-	if err != nil {
-		return errors.Join(err, r.Discard(ctx))
-	}
-	ctx = context.WithoutCancel(ctx) // the switch has happened
-	op.b.install(run)
-	op.b.touch(s.cfg.Now())
-	if old != nil {
-		old.retire()
-		if err := s.discard(ctx, old.gen); err != nil {
-			s.cfg.Log.Error("ending a replaced generation", "generation", old.gen.ID, "error", err)
-		}
-	}
-	err = r.restoring.Resume(ctx, 0)
-	if err != nil {
-		err = errors.Join(err, op.end(ctx, meta.SandboxError, "it could not go on after a restore: "+err.Error()))
-	}
-	s.watch(op.b, run)
-	r.follow()
-	return err
 }

@@ -62,6 +62,10 @@ type seed struct {
 	guest *os.File
 }
 
+// started gives up the guest's end of the channel, which its engine has by now:
+// the end of the engine shall be the end of the channel.
+func (sd *seed) started() { _ = sd.guest.Close() }
+
 func (sd *seed) close() {
 	_ = sd.host.Close() // the keeper and the agent client have their own copies
 	_ = sd.guest.Close()
@@ -156,7 +160,7 @@ func newIdentity(hostname, generation string) agentclient.Identity {
 // watch turns the death of a run that nobody asked for into the sandbox's
 // state.
 func (s *Service) watch(b *box, r *Run) {
-	exited, err := s.cfg.Engine.Exited(r.proc)
+	exited, err := s.cfg.Engine.Exited(s.ctx, r.proc)
 	if err != nil {
 		s.cfg.Log.Error("cannot watch an engine", "generation", r.gen.ID, "error", err)
 		return

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -54,6 +56,9 @@ type Config struct {
 	// Expire saves a sandbox whose rolling timeout passed, during an operation
 	// on it; it is stopped when Expire succeeds, and runs on if it fails.
 	Expire func(ctx context.Context, op *Operation, sb meta.Sandbox) error
+	// Recover saves a sandbox whose engine runs but whose channel is lost, and
+	// puts a generation with a fresh one in its place, during an operation on it.
+	Recover func(ctx context.Context, op *Operation, sb meta.Sandbox, gen meta.Generation) error
 }
 
 // Service is the life cycle of this node's sandboxes.
@@ -76,10 +81,31 @@ func New(cfg Config) *Service {
 	return &Service{cfg: cfg, ctx: ctx, cancel: cancel, boxes: map[string]*box{}}
 }
 
-// OnExpire sets Config.Expire, which usually needs the service to exist.
-// It must be called before Start.
+// OnExpire sets Config.Expire, OnOrphan Config.Recover; both usually need the
+// service to exist. They must be called before Start.
 func (s *Service) OnExpire(f func(ctx context.Context, op *Operation, sb meta.Sandbox) error) {
 	s.cfg.Expire = f
+}
+
+// OnOrphan sets Config.Recover.
+func (s *Service) OnOrphan(f func(ctx context.Context, op *Operation, sb meta.Sandbox, gen meta.Generation) error) {
+	s.cfg.Recover = f
+}
+
+// Rekeep hands the channels of all runs to the keeper again, which is a new one.
+func (s *Service) Rekeep(ctx context.Context) error {
+	s.mu.Lock()
+	boxes := slices.Collect(maps.Values(s.boxes))
+	s.mu.Unlock()
+	var errs []error
+	for _, b := range boxes {
+		if run, _ := b.current(); run != nil {
+			if err := s.cfg.Keeper.Put(ctx, run.gen.ID, run.agent); err != nil && !run.retired() {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Close ends the server's part: sandboxes run on.

@@ -99,7 +99,7 @@ type box struct {
 }
 
 // create makes a sandbox, small and without a timeout unless the flags say
-// otherwise. It is killed when the test ends.
+// otherwise. It ends with the test.
 func create(t testing.TB, s *harness.Server, flags ...string) box {
 	t.Helper()
 	args := append([]string{"create", "--template", "small", "--memory", "512", "--timeout", "0"}, flags...)
@@ -112,13 +112,15 @@ func adopt(t testing.TB, s *harness.Server, id string) box {
 	if !strings.HasPrefix(id, "sb-") {
 		t.Fatalf("%q is not a sandbox's id", id)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), commandTime) // t's own has ended
-		defer cancel()
-		if out, err := s.Run(ctx, nil, "kill", id); err != nil || out.Code != 0 {
-			t.Errorf("killing %s: %v\n%s", id, err, out)
-		}
-	})
+	if s == shared { // another one is closed with all that it has
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), commandTime) // t's own has ended
+			defer cancel()
+			if out, err := s.Run(ctx, nil, "kill", id); err != nil || out.Code != 0 {
+				t.Errorf("killing %s: %v\n%s", id, err, out)
+			}
+		})
+	}
 	return box{t, s, id}
 }
 

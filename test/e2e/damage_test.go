@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -167,78 +168,83 @@ func TestCheckpointWithoutDataIsAnErrorAndNeverAFreshSandbox(t *testing.T) {
 	oc(t, shared, "checkpoint", "delete", b.id, cp)
 }
 
-// smallDisk makes a file system of the size, in MB, for a server of its own.
-func smallDisk(t *testing.T, mb string) string {
-	t.Helper()
-	dir := t.TempDir()
-	must(t, unix.Mount("oc-test", dir, "tmpfs", 0, "size="+mb+"m"))
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmounting %s: %v", dir, err)
-		}
-	})
-	return dir
+// disk is a file system for a server of its own.
+type disk struct {
+	t   *testing.T
+	dir string
 }
 
-// freeMB is the space that a file system has left.
-func freeMB(t *testing.T, dir string) int64 {
+// diskMB is its size; the test's server takes about half of it.
+const diskMB = 900
+
+func smallDisk(t *testing.T) disk {
 	t.Helper()
+	d := disk{t, t.TempDir()}
+	must(t, unix.Mount("oc-test", d.dir, "tmpfs", 0, fmt.Sprintf("size=%dm", diskMB)))
+	t.Cleanup(func() {
+		if err := unix.Unmount(d.dir, 0); err != nil {
+			t.Errorf("unmounting %s: %v", d.dir, err)
+		}
+	})
+	return d
+}
+
+// free gives the space that is left, in MB.
+func (d disk) free() int64 {
+	d.t.Helper()
 	var st unix.Statfs_t
-	must(t, unix.Statfs(dir, &st))
+	must(d.t, unix.Statfs(d.dir, &st))
 	return int64(st.Bavail) * st.Bsize >> 20
 }
 
-// TestFullDiskRefusesACheckpointAndLeavesNothing fills the disk before a
+// resize changes the size, in MB, at once.
+func (d disk) resize(mb int64) error {
+	return unix.Mount("oc-test", d.dir, "tmpfs", unix.MS_REMOUNT, fmt.Sprintf("size=%dm", mb))
+}
+
+// TestFullDiskRefusesACheckpointAndLeavesNothing runs out of space before a
 // checkpoint, and again while one is being written.
 func TestFullDiskRefusesACheckpointAndLeavesNothing(t *testing.T) {
 	t.Parallel()
-	disk := smallDisk(t, "900")
-	s := ownServer(t, disk, nil)
+	disk := smallDisk(t)
+	s := ownServer(t, disk.dir, nil)
 	b := create(t, s)
 	b.count()
 	b.heap(150, 3)
 	sum := b.heapSum()
 	first := b.checkpoint("fits")
-	used := freeMB(t, disk)
+	free := disk.free()
 
-	filler := filepath.Join(disk, "filler")
-	fill := func(leave int64) {
-		f, err := os.Create(filler)
-		must(t, err)
-		defer f.Close()
-		must(t, unix.Fallocate(int(f.Fd()), 0, 0, (freeMB(t, disk)-leave)<<20))
-	}
-	fill(100)
+	must(t, disk.resize(diskMB-free+100))
 	refused(t, s, 5, []string{"no space"}, "checkpoint", "create", b.id, "--name", "full")
 	b.countOn(5)
-	must(t, os.Remove(filler))
+	must(t, disk.resize(diskMB))
 
 	// Past the check beforehand: the space goes while the checkpoint is written.
 	staging := filepath.Join(s.Data, "checkpoints", ".staging")
-	began := make(chan bool, 1)
+	filled := make(chan error, 1)
 	ctx, stop := context.WithTimeout(t.Context(), awaitTime)
 	defer stop()
 	go func() {
-		defer close(began)
 		for ctx.Err() == nil {
 			if entries, _ := os.ReadDir(staging); len(entries) > 0 {
-				fill(20)
-				began <- true
+				var st unix.Statfs_t
+				err := unix.Statfs(disk.dir, &st)
+				filled <- errors.Join(err, disk.resize(int64(st.Blocks-st.Bfree)*st.Bsize>>20+20))
 				return
 			}
 			<-time.After(time.Millisecond)
 		}
+		filled <- errors.New("nothing was seen being written")
 	}()
 	refused(t, s, 5, []string{"no space"}, "checkpoint", "create", b.id, "--name", "full")
-	if !<-began {
-		t.Error("nothing was seen being written")
-	}
+	must(t, <-filled)
 	if entries, _ := os.ReadDir(staging); len(entries) > 0 {
 		t.Errorf("left behind: %v", entries)
 	}
-	must(t, os.Remove(filler))
-	if free := freeMB(t, disk); free < used-20 {
-		t.Errorf("%d MB are free, before there were %d", free, used)
+	must(t, disk.resize(diskMB))
+	if now := disk.free(); now < free-20 {
+		t.Errorf("%d MB are free, before there were %d", now, free)
 	}
 	for _, c := range asJSON[[]client.Checkpoint](t, s, "checkpoint", "list", b.id) {
 		if c.ID != first && (c.Status != client.CheckpointFailed || !strings.Contains(c.ErrorMsg, "no space")) {

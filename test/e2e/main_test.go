@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -64,7 +65,7 @@ func start(ctx context.Context, parent string, settings harness.Settings) (*harn
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, s.Close())
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }

@@ -39,6 +39,7 @@ type Server struct {
 	Key    string // API key of the default org
 	binary string
 	minder *minder
+	moved  bool // its data went to another one
 }
 
 // Settings are the server's, by the names of its flags.
@@ -176,9 +177,9 @@ const (
 	settlePoll = 50 * time.Millisecond
 )
 
-// Close ends the server with its sandboxes and removes its directory. Its error
-// names what is left behind.
-func (s *Server) Close() error {
+// Stop ends the server with its sandboxes. Its error names what is left behind on
+// the machine.
+func (s *Server) Stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
 	out, err := s.Run(ctx, nil, "down", "--kill")
@@ -186,16 +187,42 @@ func (s *Server) Close() error {
 		err = fmt.Errorf("%s", out)
 	}
 	if err != nil {
-		return err // the minder tries again
+		return err
 	}
 	left := s.Leftovers()
 	for deadline := time.Now().Add(settleTime); len(left) > 0 && time.Now().Before(deadline); left = s.Leftovers() {
 		<-time.After(settlePoll)
 	}
 	if len(left) > 0 {
-		err = fmt.Errorf("left behind by %s:\n  %s", s.Data, strings.Join(left, "\n  "))
+		return fmt.Errorf("left behind by %s:\n  %s", s.Data, strings.Join(left, "\n  "))
 	}
-	return errors.Join(err, os.RemoveAll(s.Root), s.minder.dismiss())
+	return nil
+}
+
+// Close is Stop, and removes the server's directory.
+func (s *Server) Close() error {
+	if s.moved {
+		return os.RemoveAll(s.Root)
+	}
+	if err := s.Stop(); err != nil {
+		return errors.Join(err, s.minder.release("failed")) // the minder tries again
+	}
+	return errors.Join(os.RemoveAll(s.Root), s.minder.release("closed"))
+}
+
+// Move takes the data directory of a stopped server to another place, and gives
+// the server there, not started. The one before is not to be started again.
+func (s *Server) Move() (*Server, error) {
+	to, err := New(filepath.Dir(s.Root), Settings{})
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.Rename(s.Data, to.Data), os.RemoveAll(to.Home), os.Rename(s.Home, to.Home), s.minder.release("closed")); err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	s.moved = true
+	to.URL, to.Key = s.URL, s.Key
+	return to, nil
 }
 
 // Output is how a run of oc ended.
@@ -265,7 +292,10 @@ func newMinder(s *Server) (*minder, error) {
 	return &minder{c, in}, err
 }
 
-func (m *minder) dismiss() error {
-	_, err := io.WriteString(m.in, "closed\n")
-	return errors.Join(err, m.in.Close(), m.cmd.Wait())
+// release tells the minder how the end was, and waits for it.
+func (m *minder) release(how string) error {
+	_, err := io.WriteString(m.in, how+"\n")
+	err = errors.Join(err, m.in.Close())
+	_ = m.cmd.Wait() // its code is that of its last try
+	return err
 }

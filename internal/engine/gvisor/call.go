@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/fault"
@@ -20,8 +21,13 @@ import (
 // HelperCommand is the subcommand of oc that is an engine helper.
 const HelperCommand = "engine-helper"
 
-// stderrLimit bounds what is kept of a helper's complaints.
-const stderrLimit = 64 << 10
+// Bounds of a helper's one event and of what is kept of its complaints, in
+// bytes, and of how long its streams may stay open after it was killed.
+const (
+	eventLimit  = 1 << 20
+	stderrLimit = 64 << 10
+	killDelay   = 5 * time.Second
+)
 
 // helperCmd makes the command of a helper of the given build, in a session of
 // its own so that no terminal signal reaches it.
@@ -50,19 +56,19 @@ func (d *Driver) call(ctx context.Context, build string, req wire.Request, files
 	if err != nil {
 		return wire.Event{}, fmt.Errorf("engine: encoding a request: %w", err)
 	}
-	var out bytes.Buffer
-	stderr := &limited{limit: stderrLimit}
-	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(append(line, '\n')), &out, stderr
+	out, stderr := &limited{limit: eventLimit}, &limited{limit: stderrLimit}
+	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(append(line, '\n')), out, stderr
+	c.WaitDelay = killDelay
 	runErr := c.Run()
 	var ev wire.Event
-	if err := json.Unmarshal(out.Bytes(), &ev); err != nil {
+	if err := json.Unmarshal(out.buf.Bytes(), &ev); err != nil {
 		if ctx.Err() != nil {
-			return ev, fmt.Errorf("engine: %s did not end in time: %w", req.Verb, context.Cause(ctx))
+			return ev, fmt.Errorf("engine: %s was broken off: %w", req.Verb, context.Cause(ctx))
 		}
 		return ev, fmt.Errorf("engine: helper %s ended without an answer: %w: %s", req.Verb, errors.Join(runErr, err), stderr)
 	}
-	if ev.Error != "" {
-		return ev, errors.New(ev.Error)
+	if err := ev.Err(); err != nil {
+		return ev, err
 	}
 	if s := strings.TrimSpace(stderr.String()); s != "" {
 		d.cfg.Log.Debug("engine helper", "verb", req.Verb, "stderr", s)

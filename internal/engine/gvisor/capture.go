@@ -64,6 +64,9 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, budget int64) (_
 	if err != nil {
 		return nil, err
 	}
+	if sz := ev.Sizes; min(sz.State, sz.Meta, sz.Pages, sz.Ranges) < 0 || sz.Ranges > maxRanges {
+		return nil, fmt.Errorf("engine: the helper reports impossible sizes %+v", sz)
+	}
 	ids := make([]byte, ev.Sizes.Ranges)
 	if _, err := files[3].ReadAt(ids, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("engine: reading page identities: %w", err)

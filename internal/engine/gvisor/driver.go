@@ -122,10 +122,9 @@ func (d *Driver) Requirements() engine.Requirements { return d.need }
 func (d *Driver) Build() string { return d.build }
 
 // Check implements engine.Driver.
-func (d *Driver) Check(r engine.Requirements) error {
-	if r.Engine != d.need.Engine {
-		return fault.New(fault.Invalid, "the checkpoint was made by engine %q, this is %q", r.Engine, d.need.Engine).
-			WithHint("use an oc build with that engine")
+func (d *Driver) Check(build string, r engine.Requirements) error {
+	if _, err := d.buildFor(build, r.Engine); err != nil {
+		return err
 	}
 	if r.Arch != d.need.Arch {
 		return fault.New(fault.Invalid, "the checkpoint is of a %s machine, this is %s", r.Arch, d.need.Arch)
@@ -143,10 +142,24 @@ func (d *Driver) Check(r engine.Requirements) error {
 	return nil
 }
 
+// buildFor is the build that runs what the given one wrote: that one where it
+// is kept, since its engine's images are its own, or else this one if its
+// engine has the same stamp.
+func (d *Driver) buildFor(build, stamp string) (string, error) {
+	if _, err := os.Stat(buildPath(d.cfg.BuildsDir, build)); build != "" && err == nil {
+		return build, nil
+	}
+	if stamp == d.need.Engine {
+		return d.build, nil
+	}
+	return "", fault.New(fault.Invalid, "the checkpoint was made by engine %q, whose oc build %.12s is not kept on this machine", stamp, build).
+		WithHint("copy that build to %s", buildPath(d.cfg.BuildsDir, build))
+}
+
 func (d *Driver) dir(generation string) string { return filepath.Join(d.cfg.RunDir, generation) }
 
-// prepare makes the engine process of a generation.
-func (d *Driver) prepare(ctx context.Context, s engine.Spec, stdin *os.File, start bool) (_ engine.Process, err error) {
+// prepare makes the engine process of a generation from a kept build.
+func (d *Driver) prepare(ctx context.Context, build string, s engine.Spec, stdin *os.File, start bool) (_ engine.Process, err error) {
 	dir := d.dir(s.Generation)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return engine.Process{}, fmt.Errorf("engine: %w", err)
@@ -168,7 +181,7 @@ func (d *Driver) prepare(ctx context.Context, s engine.Spec, stdin *os.File, sta
 		return engine.Process{}, fmt.Errorf("engine: %w", err)
 	}
 	defer logFile.Close()
-	ev, err := d.call(ctx, d.build, wire.Request{
+	ev, err := d.call(ctx, build, wire.Request{
 		Verb: wire.VerbPrepare, Start: start,
 		Targets: []wire.Target{{Generation: s.Generation, Dir: dir}},
 		Prepare: &wire.PrepareExtra{
@@ -180,7 +193,7 @@ func (d *Driver) prepare(ctx context.Context, s engine.Spec, stdin *os.File, sta
 		return engine.Process{}, fmt.Errorf("%w%s", err, logTail(logFile))
 	}
 	p := ev.Process
-	p.Build = d.build
+	p.Build = build
 	return p, nil
 }
 
@@ -198,7 +211,7 @@ func logTail(f *os.File) string {
 
 // Start implements engine.Driver.
 func (d *Driver) Start(ctx context.Context, s engine.Spec, stdin *os.File) (engine.Process, error) {
-	return d.prepare(ctx, s, stdin, true)
+	return d.prepare(ctx, d.build, s, stdin, true)
 }
 
 // Pause implements engine.Driver.
@@ -224,8 +237,8 @@ func target(p engine.Process) wire.Target {
 func (d *Driver) Alive(p engine.Process) bool { return proc.Alive(p.PID, p.StartTime) }
 
 // Exited implements engine.Driver.
-func (d *Driver) Exited(p engine.Process) (<-chan struct{}, error) {
-	return proc.Exited(p.PID, p.StartTime)
+func (d *Driver) Exited(ctx context.Context, p engine.Process) (<-chan struct{}, error) {
+	return proc.Exited(ctx, p.PID, p.StartTime)
 }
 
 // LastWords implements engine.Driver: the head of a Go panic, which names its

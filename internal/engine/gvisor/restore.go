@@ -22,12 +22,16 @@ import (
 // Restore implements engine.Driver. The engine processes are prepared side by
 // side, then one helper loads the checkpoint into all of them and stays as
 // their pager, also when this server ends.
-func (d *Driver) Restore(ctx context.Context, dir string, targets []engine.Target) (_ engine.Restoring, err error) {
+func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engine.Target) (_ engine.Restoring, err error) {
+	build, err := d.buildFor(src.Build, src.Engine)
+	if err != nil {
+		return nil, err
+	}
 	procs := make([]engine.Process, len(targets))
 	errs := make([]error, len(targets))
 	var wg sync.WaitGroup
 	for i, t := range targets {
-		wg.Go(func() { procs[i], errs[i] = d.prepare(ctx, t.Spec, t.Stdin, false) })
+		wg.Go(func() { procs[i], errs[i] = d.prepare(ctx, build, t.Spec, t.Stdin, false) })
 	}
 	wg.Wait()
 	defer func() {
@@ -42,7 +46,7 @@ func (d *Driver) Restore(ctx context.Context, dir string, targets []engine.Targe
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	r, err := d.startPager(dir, procs)
+	r, err := d.startPager(build, src.Dir, procs)
 	if err != nil {
 		return nil, err
 	}
@@ -78,9 +82,9 @@ const (
 	targetOver // loaded or lost
 )
 
-func (d *Driver) startPager(dir string, procs []engine.Process) (*restoring, error) {
+func (d *Driver) startPager(build, dir string, procs []engine.Process) (*restoring, error) {
 	// Not bound to a context: the pager ends by itself.
-	c, err := d.helperCmd(context.Background(), d.build, wire.VerbRestore)
+	c, err := d.helperCmd(context.Background(), build, wire.VerbRestore)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +105,7 @@ func (d *Driver) startPager(dir string, procs []engine.Process) (*restoring, err
 		state: make([]targetState, len(procs)), errs: make([]error, len(procs)), replies: map[int]chan error{},
 	}
 	start, _ := proc.StartTime(c.Process.Pid) // 0 if it is gone already
-	r.pager = engine.Process{Build: d.build, PID: c.Process.Pid, StartTime: start}
+	r.pager = engine.Process{Build: build, PID: c.Process.Pid, StartTime: start}
 	req := wire.Request{Version: wire.Version, Verb: wire.VerbRestore, Image: dir, Rate: d.cfg.BulkRate}
 	for _, p := range procs {
 		req.Targets = append(req.Targets, target(p))
@@ -125,7 +129,7 @@ func (r *restoring) events(stdout io.Reader) {
 		}
 		switch {
 		case ev.Event == wire.EventDone && ev.Command == 0 && ev.Error != "":
-			failure = errors.New(ev.Error) // the whole request failed
+			failure = ev.Err() // the whole request failed
 		case ev.Event == wire.EventDone:
 			r.reply(ev)
 		case ev.Target >= 0 && ev.Target < len(r.procs):
@@ -137,16 +141,12 @@ func (r *restoring) events(stdout io.Reader) {
 }
 
 func (r *restoring) reply(ev wire.Event) {
-	var err error
-	if ev.Error != "" {
-		err = errors.New(ev.Error)
-	}
 	r.mu.Lock()
 	ch := r.replies[ev.Command]
 	delete(r.replies, ev.Command)
 	r.mu.Unlock()
 	if ch != nil {
-		ch <- err
+		ch <- ev.Err()
 	}
 }
 
@@ -160,7 +160,7 @@ func (r *restoring) note(ev wire.Event) {
 	case ev.Event == wire.EventLoaded:
 		r.state[ev.Target] = targetOver
 	case ev.Event == wire.EventLost:
-		r.state[ev.Target], r.errs[ev.Target] = targetOver, errors.New(ev.Error)
+		r.state[ev.Target], r.errs[ev.Target] = targetOver, ev.Err()
 	}
 	r.announce()
 }

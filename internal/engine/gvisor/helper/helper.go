@@ -61,7 +61,7 @@ func Main() int {
 		return 1
 	}
 	if err := run(in, out, req); err != nil {
-		out.done(wire.Event{Error: err.Error()})
+		out.done(wire.Event{}.Failed(err))
 		return 1
 	}
 	return 0

@@ -16,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/runsc/container"
 	"gvisor.dev/gvisor/runsc/flag"
 	"gvisor.dev/gvisor/runsc/specutils"
+	"gvisor.dev/gvisor/runsc/version"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/cgroup"
@@ -24,6 +25,9 @@ import (
 	"github.com/opencomputer/oc/internal/engine/gvisor/shape"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 )
+
+// enginePrefix stands before the stamp in what a checkpoint requires.
+const enginePrefix = "gvisor "
 
 // agentPath is the agent inside every image.
 const agentPath = "/.oc/agent"
@@ -80,7 +84,7 @@ func prepare(_ *bufio.Reader, out *events, req wire.Request) error {
 		return fmt.Errorf("engine: %w", err)
 	}
 	out.done(wire.Event{Process: engine.Process{
-		Generation: t.Generation, Dir: t.Dir, PID: c.SandboxPid(), StartTime: start, GoferPID: c.GoferPid.Load(),
+		Generation: t.Generation, Engine: enginePrefix + version.Version(), Dir: t.Dir, PID: c.SandboxPid(), StartTime: start, GoferPID: c.GoferPid.Load(),
 	}})
 	return nil
 }

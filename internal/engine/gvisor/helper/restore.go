@@ -117,7 +117,7 @@ func (r *restoring) start(i int) error {
 // memory, and says why.
 func (r *restoring) lose(i int, err error) {
 	t := r.req.Targets[i]
-	r.out.send(wire.Event{Event: wire.EventLost, Target: i, Error: err.Error()})
+	r.out.send(wire.Event{Event: wire.EventLost, Target: i}.Failed(err))
 	if proc.Alive(t.PID, t.StartTime) {
 		_ = unix.Kill(t.PID, unix.SIGKILL) // gone already is as good
 	}
@@ -136,7 +136,7 @@ func (r *restoring) commands(in *bufio.Reader) {
 			ev.Error = fmt.Sprintf("helper: no target %d", cmd.Target)
 		case cmd.Do == wire.VerbPause || cmd.Do == wire.VerbResume:
 			if err := pauseOne(cmd.Do, r.req.Targets[cmd.Target]); err != nil {
-				ev.Error = err.Error()
+				ev = ev.Failed(err)
 			}
 		default:
 			ev.Error = fmt.Sprintf("helper: unknown command %q", cmd.Do)

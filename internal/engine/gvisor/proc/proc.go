@@ -6,10 +6,12 @@ package proc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,19 +23,38 @@ func StartTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("process %d: %w", pid, err)
 	}
-	// The second field may contain anything but ends with the last ')'.
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
-		return 0, fmt.Errorf("process %d: unexpected stat line", pid)
+	st, err := parseStat(b)
+	if err == nil && (st.state == 'Z' || st.state == 'X') {
+		err = os.ErrProcessDone
 	}
-	f := bytes.Fields(b[i+1:])
-	if len(f) < 20 {
-		return 0, fmt.Errorf("process %d: unexpected stat line", pid)
+	if err != nil {
+		return 0, fmt.Errorf("process %d: %w", pid, err)
 	}
-	if f[0][0] == 'Z' || f[0][0] == 'X' {
-		return 0, fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
+	return st.start, nil
+}
+
+// stat is what we need of a stat line.
+type stat struct {
+	state  byte
+	parent int
+	start  uint64 // clock ticks since boot
+}
+
+// parseStat reads a line of /proc/PID/stat. Its second field, the name, may
+// hold anything and ends with the last parenthesis.
+func parseStat(line []byte) (st stat, err error) {
+	f := bytes.Fields(line[bytes.LastIndexByte(line, ')')+1:])
+	if len(f) < 20 || len(f[0]) != 1 {
+		return st, errors.New("unexpected stat line")
 	}
-	return strconv.ParseUint(string(f[19]), 10, 64)
+	st.state = f[0][0]
+	if st.parent, err = strconv.Atoi(string(f[1])); err != nil {
+		return st, fmt.Errorf("unexpected stat line: %w", err)
+	}
+	if st.start, err = strconv.ParseUint(string(f[19]), 10, 64); err != nil {
+		return st, fmt.Errorf("unexpected stat line: %w", err)
+	}
+	return st, nil
 }
 
 // Alive tells whether the process of that pid and start time runs.
@@ -42,32 +63,46 @@ func Alive(pid int, start uint64) bool {
 	return err == nil && s == start && pid > 0
 }
 
-// Exited gives a channel that is closed when the process has ended. Where this
-// process is its parent or reaper, it is taken from the process table.
-func Exited(pid int, start uint64) (<-chan struct{}, error) {
+// Exited gives a channel that is closed when the process has ended; where this
+// process is its parent or reaper, it is taken from the process table. The
+// watching ends with ctx, and the channel then stays open.
+func Exited(ctx context.Context, pid int, start uint64) (<-chan struct{}, error) {
 	done := make(chan struct{})
-	fd, err := unix.PidfdOpen(pid, 0)
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("process %d: pidfd: %w", pid, err)
+	}
 	if err != nil || !Alive(pid, start) { // checked after the open: the pid may be another's by now
 		if err == nil {
 			_ = unix.Close(fd)
-		} else if !errors.Is(err, unix.ESRCH) {
-			return nil, fmt.Errorf("process %d: pidfd: %w", pid, err)
 		}
 		close(done)
 		return done, nil
 	}
+	f := os.NewFile(uintptr(fd), "pidfd") // not blocking: waits in the runtime's poller, not in a thread
+	conn, err := f.SyscallConn()
+	if err == nil {
+		err = f.SetReadDeadline(time.Time{}) // fails where the kernel cannot poll it
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("process %d: pidfd: %w", pid, err), f.Close())
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) }) // closed already is as good
 	go func() {
-		defer close(done)
-		defer unix.Close(fd)
-		for {
-			_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-			if !errors.Is(err, unix.EINTR) {
-				break
-			}
+		defer f.Close()
+		defer stop()
+		if conn.Read(ended) == nil { // an error is the end of ctx
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			close(done)
 		}
-		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 	}()
 	return done, nil
+}
+
+// ended tells whether a pidfd's process has ended: it is readable then.
+func ended(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n > 0
 }
 
 // SetOOMScore sets oom_score_adj, -1000 (never killed) to 1000.

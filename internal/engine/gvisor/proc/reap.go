@@ -3,7 +3,6 @@
 package proc
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"strconv"
@@ -41,7 +40,6 @@ func zombieChildren() (pids []int) {
 	if err != nil {
 		return nil
 	}
-	self := []byte(strconv.Itoa(os.Getpid()))
 	for _, e := range es {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -49,10 +47,9 @@ func zombieChildren() (pids []int) {
 		}
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
-			continue
+			continue // gone meanwhile
 		}
-		f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // state, ppid, … (proc_pid_stat(5))
-		if len(f) > 1 && f[0][0] == 'Z' && bytes.Equal(f[1], self) {
+		if st, err := parseStat(b); err == nil && st.state == 'Z' && st.parent == os.Getpid() {
 			pids = append(pids, pid)
 		}
 	}

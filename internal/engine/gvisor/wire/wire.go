@@ -10,7 +10,12 @@
 // what the server speaks, and a helper refuses a higher major version.
 package wire
 
-import "github.com/opencomputer/oc/internal/engine"
+import (
+	"errors"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+)
 
 // Version of the protocol.
 const Version = 1
@@ -100,8 +105,41 @@ type Event struct {
 	Target  int            `json:"target,omitempty"`
 	Command int            `json:"command,omitempty"` // EventDone of a Command
 	Error   string         `json:"error,omitempty"`
+	Fault   *Fault         `json:"fault,omitempty"` // more about the Error, where a person can act on it
 	Process engine.Process `json:"process,omitzero"`
 	Sizes   Sizes          `json:"sizes,omitzero"`
+}
+
+// Fault is what a fault.Fault says besides its text.
+type Fault struct {
+	Kind    fault.Kind `json:"kind"`
+	Message string     `json:"message"`
+	Hint    string     `json:"hint,omitempty"`
+}
+
+// Failed is the event with an error in it.
+func (e Event) Failed(err error) Event {
+	e.Error = err.Error()
+	var f *fault.Fault
+	if errors.As(err, &f) {
+		e.Fault = &Fault{Kind: f.Kind, Message: f.Message, Hint: f.Hint}
+	}
+	return e
+}
+
+// Err is the event's error, as it was for Failed; nil without one.
+func (e Event) Err() error {
+	switch {
+	case e.Error == "":
+		return nil
+	case e.Fault == nil:
+		return errors.New(e.Error)
+	}
+	f := &fault.Fault{Kind: e.Fault.Kind, Message: e.Fault.Message, Hint: e.Fault.Hint}
+	if e.Error != f.Message {
+		f.Err = errors.New(e.Error)
+	}
+	return f
 }
 
 // Sizes of a capture, in bytes, and how long the engine was held, in ns.

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+)
+
+// rescue saves a sandbox whose engine runs but whose agent cannot be reached,
+// because everybody who held its channel died: the engine is captured without
+// the agent's help, and restored into a generation with a fresh channel. The
+// checkpoint stays, named "recovered-…".
+func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.Sandbox, gen meta.Generation) error {
+	proc, err := engine.DecodeProcess(gen.Process)
+	if err != nil {
+		return err
+	}
+	c := meta.Checkpoint{OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName("recovered"), Kind: kindFull, Automatic: true}
+	if err := s.insert(ctx, &c, sb, 0); err != nil {
+		return err
+	}
+	capt, err := s.cfg.Engine.Capture(ctx, proc, s.cfg.Budget)
+	if err == nil {
+		defer capt.Close()
+		err = s.keep(ctx, proc, gen, capt, &c)
+	}
+	if err != nil {
+		s.fail(ctx, &c, err)
+		return err
+	}
+	_, src, release, err := s.open(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer release()
+	restored, err := s.cfg.Sandboxes.Restore(ctx, src, []meta.Sandbox{sb})
+	if err != nil {
+		return err
+	}
+	return op.Replace(ctx, restored, func(row *meta.Sandbox) { row.LastCheckpoint = c.ID })
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gvisor_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/enginetest"
+)
+
+// The guest is shown the shape that it was given, also after a restore.
+func TestShapeInside(t *testing.T) {
+	t.Parallel()
+	for _, s := range []engine.Shape{
+		{CPUs: 1, MemoryBytes: 256 << 20, DiskBytes: 128 << 20, PidsMax: 100},
+		{CPUs: 2, MemoryBytes: 1 << 30, DiskBytes: 3 << 30, PidsMax: 500},
+		{CPUs: 1, MemoryBytes: 3000 << 20, DiskBytes: 20 << 30, PidsMax: 2048},
+	} {
+		t.Run(fmt.Sprintf("%d CPUs %d MB", s.CPUs, s.MemoryBytes>>20), func(t *testing.T) {
+			t.Parallel()
+			g := host.Start(t, s)
+			shows(t, g, s)
+			_, clones := restore(t, checkpoint(t, g), g, 1)
+			shows(t, clones[0], s)
+		})
+	}
+}
+
+func shows(t *testing.T, g *enginetest.Guest, s engine.Shape) {
+	t.Helper()
+	if got := g.Must(t, "nproc"); got != strconv.Itoa(s.CPUs) {
+		t.Errorf("nproc says %s, want %d", got, s.CPUs)
+	}
+	for what, want := range map[string]int64{
+		"awk '/^MemTotal/ {print $2}' /proc/meminfo":              s.MemoryBytes >> 10,
+		"df -k --output=size / | tail -1":                         s.DiskBytes >> 10,
+		"free -k | awk '/^Mem:/ {print $2}'":                      s.MemoryBytes >> 10,
+		"getconf _NPROCESSORS_ONLN":                               int64(s.CPUs),
+		"grep -c ^processor /proc/cpuinfo":                        int64(s.CPUs),
+		"df -k --output=size /tmp | tail -1":                      s.MemoryBytes >> 10,
+		"awk '/^MemAvailable/ {print ($2>0)}' /proc/meminfo":      1,
+		"df -k --output=avail / | tail -1 | awk '{print ($1>0)}'": 1,
+	} {
+		got, err := strconv.ParseInt(g.Must(t, what), 10, 64)
+		if err != nil || got < want-want/100 || got > want+want/100 {
+			t.Errorf("%s says %d, want %d (%v)", what, got, want, err)
+		}
+	}
+	if !g.Hello.PidsLimit {
+		t.Error("the agent could not set the limit on processes")
+	}
+}
+
+// A process that takes more memory than there is dies; nothing else does.
+func TestMemoryHog(t *testing.T) {
+	t.Parallel()
+	s := enginetest.Shape()
+	s.MemoryBytes = 256 << 20
+	g := host.Start(t, s)
+	counter := g.Begin(t, "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done")
+	rounds := 3
+	if long() {
+		rounds = 20
+	}
+	for i := range rounds {
+		out, code, err := g.TryRun(t.Context(), `python3 -c '
+b = []
+while True: b.append(bytearray(16 << 20))'`)
+		if err != nil || !host.Alive(g.Process) {
+			t.Fatalf("round %d: the agent does not survive: %v; engine alive: %v %s", i, err, host.Alive(g.Process), host.LastWords(g.Process))
+		}
+		if code == 0 {
+			t.Errorf("round %d: the hog exits with %d: %s", i, code, out)
+		}
+		counts(t, g, counter)
+	}
+	_, clones := restore(t, checkpoint(t, g), g, 1)
+	counts(t, clones[0], counter)
+}
+
+// A fork bomb stays inside: the agent answers, the bomb can be killed, and the
+// host has no more processes than the sandbox may have.
+func TestForkBomb(t *testing.T) {
+	t.Parallel()
+	s := enginetest.Shape()
+	s.PidsMax = 128
+	g := host.Start(t, s)
+	counter := g.Begin(t, "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done")
+	bomb := g.Begin(t, "bomb() { bomb | bomb & }; bomb; exec sleep 1000")
+	enginetest.Eventually(t, "there are many processes", func() bool {
+		return hostThreads(t, g) > 100
+	})
+	counts(t, g, counter)
+	for range 20 {
+		if n, most := hostThreads(t, g), (8+2*s.CPUs)*s.PidsMax+1024; n >= most {
+			t.Fatalf("%d threads on the host, the limit is %d", n, most)
+		}
+	}
+	if err := g.Agent.Signal(t.Context(), bomb, 9); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Eventually(t, "commands run again", func() bool {
+		out, code, err := g.TryRun(t.Context(), "echo fine")
+		if !host.Alive(g.Process) {
+			t.Fatalf("the engine died: %s", host.LastWords(g.Process))
+		}
+		return err == nil && code == 0 && out == "fine\n"
+	})
+	counts(t, g, counter)
+}
+
+// hostThreads counts the threads in a guest's cgroup.
+func hostThreads(t *testing.T, g *enginetest.Guest) int {
+	t.Helper()
+	for _, pattern := range []string{"/sys/fs/cgroup/pids/%s/%s/pids.current", "/sys/fs/cgroup/%s/%s/pids.current"} {
+		b, err := os.ReadFile(fmt.Sprintf(pattern, host.Config.Cgroup, g.Generation))
+		if err == nil {
+			n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatal("the pids cgroup is not where it is looked for")
+	return 0
+}
+
+// A full disk is an error inside; the sandbox goes on and can be captured.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	s := enginetest.Shape()
+	s.DiskBytes = 64 << 20
+	g := host.Start(t, s)
+	out, code := g.Run(t, "dd if=/dev/zero of=/root/big bs=1M count=200; rc=$?; stat -c %s /root/big; exit $rc")
+	if code == 0 || !strings.Contains(out, "No space left") {
+		t.Errorf("writing more than the disk holds: exit %d, %s", code, out)
+	}
+	if _, disk := host.Usage(g.Process); disk > s.DiskBytes+s.DiskBytes/8 {
+		t.Errorf("the layer of %d bytes takes %d on the host", s.DiskBytes, disk)
+	}
+	dir := checkpoint(t, g)
+	g.Must(t, "rm /root/big; echo again >/root/small")
+	_, clones := restore(t, dir, g, 1)
+	if _, code := clones[0].Run(t, "dd if=/dev/zero of=/root/more bs=1M count=5"); code == 0 {
+		t.Error("the clone of a full disk is not full")
+	}
+	clones[0].Must(t, "rm /root/big; echo again >/root/small")
+}
+
+// Writable layers leave no name on the data disk.
+func TestNoFilesOnTheDataDisk(t *testing.T) {
+	t.Parallel()
+	host.Start(t, enginetest.Shape())
+	es, err := filepath.Glob(filepath.Join(host.Config.DiskDir, "*"))
+	if err != nil || len(es) > 0 {
+		t.Errorf("%v, %v", es, err)
+	}
+}
