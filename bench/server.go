@@ -146,7 +146,8 @@ func (s *server) stop() error {
 		err = fmt.Errorf("oc down --kill: %w: %s", err, bytes.TrimSpace(out))
 	}
 	select {
-	case <-s.ended:
+	case e := <-s.ended:
+		err = errors.Join(err, e)
 	case <-ctx.Done():
 		err = errors.Join(err, errors.New("the server does not end"), s.cmd.Process.Kill(), <-s.ended)
 	}

@@ -132,11 +132,30 @@ func (a *Agent) setGeneration(id string) error {
 	return os.WriteFile(path, []byte(id+"\n"), 0o644)
 }
 
-// replace writes a file of the system, unless it is so already.
+// replace writes a file of the system, unless it is so already. On a full disk
+// it writes over the old one, which needs no space: a sandbox must not be lost
+// because it was checkpointed with a full disk.
 func (a *Agent) replace(path string, content []byte, perm fs.FileMode) error {
 	path = a.inRoot(path)
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
 		return nil
 	}
-	return replaceFile(path, perm, 0, 0, bytes.NewReader(content))
+	err := replaceFile(path, perm, 0, 0, bytes.NewReader(content))
+	if errors.Is(err, unix.ENOSPC) && overwrite(path, content) == nil {
+		return nil
+	}
+	return err
+}
+
+// overwrite changes a regular file in place.
+func overwrite(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0) // not blocking: it may be a pipe by now
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(content, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(content)))
+	}
+	return errors.Join(err, f.Close())
 }

@@ -492,3 +492,21 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("ready: %d", status)
 	}
 }
+
+// FuzzSocketMessage feeds what a client may send to both dialects. The sandbox
+// is not there, so that what is understood ends in a fault.
+func FuzzSocketMessage(f *testing.F) {
+	for _, s := range []string{"", "\x00in", "\x05", "\x07", "\x07\x00\x00\x00\x00\x00\x00\x00\x01x", "\x07\xff\xff\xff\xff\xff\xff\xff\xff", "\x7f"} {
+		f.Add([]byte(s), true)
+	}
+	var w *world
+	f.Fuzz(func(t *testing.T, data []byte, binary bool) {
+		if w == nil {
+			w = newWorld(t)
+		}
+		a := &attachment{s: w.srv, sandboxID: "sb-nothing1", sessionID: "s"}
+		for _, sp := range []speaker{&execSpeaker{attachment: a, positions: true}, ptySpeaker{a}} {
+			_ = sp.hear(t.Context(), message{binary: binary, data: data})
+		}
+	})
+}

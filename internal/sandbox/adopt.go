@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencomputer/oc/internal/agentclient"
@@ -23,21 +24,32 @@ func (s *Service) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, adoptAtOnce)
 	for _, g := range gens {
-		if err := s.adopt(ctx, g); err != nil {
-			s.cfg.Log.Error("adopting", "generation", g.ID, "sandbox", g.SandboxID, "error", err)
-		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := s.adopt(ctx, g); err != nil {
+				s.cfg.Log.Error("adopting", "generation", g.ID, "sandbox", g.SandboxID, "error", err)
+			}
+		})
 	}
+	wg.Wait()
 	if err := s.settleRows(ctx); err != nil {
 		return err
 	}
-	if err := s.sweep(ctx); err != nil {
-		return err
+	if err := s.sweep(ctx); err != nil { // what is left is tried again every minute
+		s.cfg.Log.Error("removing what an earlier server left", "error", err)
 	}
 	s.wg.Go(s.timeouts)
 	s.wg.Go(s.reconcile)
 	return nil
 }
+
+// adoptAtOnce bounds how many generations are adopted side by side: one whose
+// agent does not answer must not keep the others waiting.
+const adoptAtOnce = 16
 
 // adopt takes up a generation found in the metadata, or ends it.
 func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
@@ -164,17 +176,16 @@ func (s *Service) settleRows(ctx context.Context) error {
 		return err
 	}
 	for _, sb := range rows {
-		run, _ := s.box(sb.ID).current()
-		switch {
-		case sb.State == meta.SandboxPending:
+		var err error
+		if sb.State == meta.SandboxPending {
 			err = s.cfg.Meta.DeleteSandboxRow(ctx, sb.ID)
-		case run == nil:
+		} else if run, _ := s.box(sb.ID).current(); run == nil {
 			err = s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
 				return op.end(ctx, meta.SandboxError, "it had no running generation when the server started")
 			})
 		}
-		if err != nil {
-			return err
+		if err != nil { // one sandbox must not keep the server from starting
+			s.cfg.Log.Error("settling a sandbox", "sandbox", sb.ID, "error", err)
 		}
 	}
 	return nil

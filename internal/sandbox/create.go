@@ -73,17 +73,20 @@ func (s *Service) startFresh(ctx context.Context, sb meta.Sandbox, img Image) (_
 func (s *Service) enter(ctx context.Context, sb *meta.Sandbox, run *Run) error {
 	sb.State, sb.GenerationID = meta.SandboxRunning, run.gen.ID
 	run.gen.State = meta.GenerationLive
-	err := s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
-		return errors.Join(tx.UpdateGeneration(ctx, &run.gen), tx.UpdateSandbox(ctx, sb))
-	})
-	if err != nil {
-		run.retire()
-		return errors.Join(err, s.discard(ctx, run.gen))
-	}
+	// In memory first: whoever sees the row running can use the sandbox.
 	b := s.box(sb.ID)
 	b.setTimeout(sb.TimeoutSec)
 	b.touch(s.cfg.Now())
 	b.install(run)
+	err := s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+		return errors.Join(tx.UpdateGeneration(ctx, &run.gen), tx.UpdateSandbox(ctx, sb))
+	})
+	if err != nil {
+		b.take()
+		s.forget(sb.ID)
+		run.retire()
+		return errors.Join(err, s.discard(ctx, run.gen))
+	}
 	s.watch(b, run)
 	return nil
 }

@@ -12,6 +12,42 @@ import (
 	"github.com/opencomputer/oc/internal/meta"
 )
 
+// operationWait is the default of Config.OperationWait.
+const operationWait = 5 * time.Minute
+
+// errBusy is the cause of giving up on the turn.
+var errBusy = errors.New("busy")
+
+// opKill names the operation that others make way for.
+const opKill = "kill"
+
+// Operate runs f as the one state-changing operation on the sandbox, when its
+// turn comes. It fails with Conflict when that takes too long. f's context
+// ends when the caller's does or when a kill wants the sandbox.
+func (s *Service) Operate(ctx context.Context, id, name string, f func(ctx context.Context, op *Operation) error) error {
+	b := s.box(id)
+	wait, cancelWait := context.WithTimeoutCause(ctx, s.cfg.OperationWait, errBusy)
+	defer cancelWait()
+	if err := b.lock(wait); err != nil {
+		if errors.Is(err, errBusy) {
+			return fault.New(fault.Conflict, "sandbox %s is busy with %q", id, b.operation()).WithHint("try again when it is done")
+		}
+		return err
+	}
+	defer b.unlock()
+	opCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := b.begin(name, cancel); err != nil {
+		return err
+	}
+	defer b.finish()
+	err := f(opCtx, &Operation{s: s, b: b})
+	if err != nil && opCtx.Err() != nil && ctx.Err() == nil {
+		return errors.Join(context.Cause(opCtx), err)
+	}
+	return err
+}
+
 // Operation is a sandbox during an operation on it: see Service.Operate.
 type Operation struct {
 	s *Service
@@ -40,23 +76,23 @@ func (op *Operation) Stop(ctx context.Context, reason string) error {
 func (op *Operation) end(ctx context.Context, state meta.SandboxState, reason string) error {
 	s := op.s
 	ctx = context.WithoutCancel(ctx) // an end that has begun is carried through
-	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, op.b.id)
-	if err != nil {
-		return err
-	}
 	now := s.cfg.Now()
-	sb.State, sb.Reason, sb.StoppedAt, sb.GenerationID = state, reason, &now, ""
-	gens, err := s.cfg.Meta.GenerationsOf(ctx, sb.ID)
-	if err != nil {
-		return err
-	}
-	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+	var gens []meta.Generation
+	err := s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+		sb, err := tx.SandboxAnyOrg(ctx, op.b.id)
+		if err != nil {
+			return err
+		}
+		if gens, err = tx.GenerationsOf(ctx, sb.ID); err != nil {
+			return err
+		}
 		for i := range gens {
 			gens[i].State = meta.GenerationEnding
 			if err := tx.UpdateGeneration(ctx, &gens[i]); err != nil {
 				return err
 			}
 		}
+		sb.State, sb.Reason, sb.StoppedAt, sb.GenerationID = state, reason, &now, ""
 		return tx.UpdateSandbox(ctx, &sb)
 	})
 	if err != nil {
@@ -191,11 +227,14 @@ func (r *Restored) follow() {
 
 // loaded records that a run needs its pager no more.
 func (s *Service) loaded(run *Run) {
-	gen, err := s.cfg.Meta.Generation(s.ctx, run.gen.ID)
-	if err == nil {
+	err := s.cfg.Meta.InTx(s.ctx, func(tx *meta.DB) error {
+		gen, err := tx.Generation(s.ctx, run.gen.ID)
+		if err != nil {
+			return err
+		}
 		gen.Pager = nil
-		err = s.cfg.Meta.UpdateGeneration(s.ctx, &gen)
-	}
+		return tx.UpdateGeneration(s.ctx, &gen)
+	})
 	if err != nil && !fault.Is(err, fault.NotFound) && s.ctx.Err() == nil { // not found: ended meanwhile
 		s.cfg.Log.Error("recording a finished load", "generation", run.gen.ID, "error", err)
 	}

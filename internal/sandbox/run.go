@@ -105,13 +105,18 @@ func (s *Service) sow(ctx context.Context, sb meta.Sandbox, img Image, checkpoin
 func (s *Service) discard(ctx context.Context, gen meta.Generation) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTimeout)
 	defer cancel()
-	if err := s.cfg.Engine.DestroyGeneration(ctx, gen.ID); err != nil {
-		return err // the row stays: reconciliation tries again
+	err := s.cfg.Engine.DestroyGeneration(ctx, gen.ID)
+	if err == nil {
+		err = s.cfg.Keeper.Drop(ctx, gen.ID)
 	}
-	if err := s.cfg.Keeper.Drop(ctx, gen.ID); err != nil {
-		return err
+	if err == nil {
+		return s.cfg.Meta.DeleteGeneration(ctx, gen.ID)
 	}
-	return s.cfg.Meta.DeleteGeneration(ctx, gen.ID)
+	if gen.State != meta.GenerationEnding { // reconciliation tries again
+		gen.State = meta.GenerationEnding
+		err = errors.Join(err, s.cfg.Meta.UpdateGeneration(ctx, &gen))
+	}
+	return err
 }
 
 const discardTimeout = time.Minute

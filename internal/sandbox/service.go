@@ -53,6 +53,8 @@ type Config struct {
 	Log    *slog.Logger
 	// Now is the clock of timeouts; nil = time.Now.
 	Now func() time.Time
+	// OperationWait bounds how long an operation waits for its turn; 0 = 5 min.
+	OperationWait time.Duration
 	// Expire saves a sandbox whose rolling timeout passed, during an operation
 	// on it; it is stopped when Expire succeeds, and runs on if it fails.
 	Expire func(ctx context.Context, op *Operation, sb meta.Sandbox) error
@@ -76,6 +78,9 @@ type Service struct {
 func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.OperationWait == 0 {
+		cfg.OperationWait = operationWait
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Service{cfg: cfg, ctx: ctx, cancel: cancel, boxes: map[string]*box{}}
@@ -127,7 +132,22 @@ func (s *Service) Get(ctx context.Context, orgID, id string) (meta.Sandbox, erro
 	if err == nil && sb.State == meta.SandboxPending {
 		return meta.Sandbox{}, fault.New(fault.NotFound, "sandbox not found")
 	}
+	s.refresh(&sb)
 	return sb, err
+}
+
+// refresh puts the start of the rolling timeout in, which the row has only
+// roughly.
+func (s *Service) refresh(sb *meta.Sandbox) {
+	s.mu.Lock()
+	b := s.boxes[sb.ID]
+	s.mu.Unlock()
+	if b == nil {
+		return
+	}
+	if active := b.lastActive(s.cfg.Now()); active.After(sb.LastActiveAt) {
+		sb.LastActiveAt = active
+	}
 }
 
 // maxListed bounds a list.
@@ -140,7 +160,11 @@ func (s *Service) List(ctx context.Context, orgID string, all bool) ([]meta.Sand
 	if all {
 		f.States = append(f.States, meta.SandboxStopped)
 	}
-	return s.cfg.Meta.Sandboxes(ctx, orgID, f)
+	rows, err := s.cfg.Meta.Sandboxes(ctx, orgID, f)
+	for i := range rows {
+		s.refresh(&rows[i])
+	}
+	return rows, err
 }
 
 // SetTimeout changes the rolling timeout and starts it anew; 0 = never.
@@ -168,12 +192,13 @@ func (s *Service) SetTimeout(ctx context.Context, orgID, id string, seconds int)
 // forks stay. Killing a stopped one is nil. An operation that runs on it is
 // cancelled and waited for.
 func (s *Service) Kill(ctx context.Context, orgID, id string) error {
-	if _, err := s.Get(ctx, orgID, id); err != nil {
+	sb, err := s.Get(ctx, orgID, id)
+	if err != nil || sb.State == meta.SandboxStopped {
 		return err
 	}
-	b := s.box(id)
-	b.cancelOperation(fault.New(fault.Gone, "sandbox %s was killed", id))
-	return s.Operate(ctx, id, "kill", func(ctx context.Context, op *Operation) error {
+	pardon := s.box(id).doom(fault.New(fault.Gone, "sandbox %s was killed", id))
+	defer pardon() // if this fails
+	return s.Operate(ctx, id, opKill, func(ctx context.Context, op *Operation) error {
 		sb, err := s.cfg.Meta.Sandbox(ctx, orgID, id)
 		if err != nil || sb.State == meta.SandboxStopped {
 			return err
@@ -185,7 +210,7 @@ func (s *Service) Kill(ctx context.Context, orgID, id string) error {
 // Acquire gives the use of the sandbox's agent. It waits while the sandbox is
 // between two generations.
 func (s *Service) Acquire(ctx context.Context, orgID, id string) (*Lease, error) {
-	for {
+	for range acquireAttempts {
 		sb, err := s.Get(ctx, orgID, id)
 		if err != nil {
 			return nil, err
@@ -194,7 +219,10 @@ func (s *Service) Acquire(ctx context.Context, orgID, id string) (*Lease, error)
 			return nil, err
 		}
 		b := s.box(id)
-		run, wait := b.current()
+		run, wait := b.use(sb.GenerationID, s.cfg.Now())
+		if run != nil {
+			return NewLease(run.agent, sb, run.gen.Timeline, run.changed, func() { b.end(s.cfg.Now()) }), nil
+		}
 		if wait != nil {
 			select {
 			case <-wait:
@@ -203,25 +231,17 @@ func (s *Service) Acquire(ctx context.Context, orgID, id string) (*Lease, error)
 				return nil, ctx.Err()
 			}
 		}
-		if run == nil || run.gen.ID != sb.GenerationID {
-			// The row is ahead of the memory or behind it for an instant, at
-			// the end of an operation: look again when that has settled.
-			if err := s.settle(ctx, b); err != nil {
-				return nil, err
-			}
-			if run, _ = b.current(); run == nil {
-				return nil, fault.New(fault.Unavailable, "sandbox %s is not ready", id).WithHint("try again")
-			}
-			continue
+		// The row was read before an operation changed it: look again when that
+		// is over.
+		if err := s.settle(ctx, b); err != nil {
+			return nil, err
 		}
-		b.begin(s.cfg.Now())
-		var once sync.Once
-		return &Lease{
-			Agent: run.agent, Sandbox: sb, Timeline: run.gen.Timeline, Changed: run.changed,
-			release: func() { once.Do(func() { b.end(s.cfg.Now()) }) },
-		}, nil
 	}
+	return nil, fault.New(fault.Unavailable, "sandbox %s is not ready", id).WithHint("try again")
 }
+
+// acquireAttempts bounds how often Acquire looks again.
+const acquireAttempts = 20
 
 // settle waits until no operation is running on the sandbox.
 func (s *Service) settle(ctx context.Context, b *box) error {
@@ -244,156 +264,4 @@ func running(sb meta.Sandbox) error {
 			WithHint("spawn a new sandbox from one of its checkpoints, or kill it")
 	}
 	return fault.New(fault.Conflict, "sandbox %s is %s", sb.ID, sb.State)
-}
-
-// box is what the server holds in memory for a sandbox.
-type box struct {
-	id   string
-	slot chan struct{} // holds a token while an operation runs
-
-	mu       sync.Mutex
-	run      *Run
-	gate     chan struct{} // not nil: calls wait until it is closed
-	op       context.CancelCauseFunc
-	opName   string
-	leases   int
-	active   time.Time // start of the rolling timeout
-	touched  time.Time // last time that active was stored
-	timeout  time.Duration
-	expiring bool
-}
-
-func (s *Service) box(id string) *box {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := s.boxes[id]
-	if b == nil {
-		b = &box{id: id, slot: make(chan struct{}, 1), active: s.cfg.Now()}
-		s.boxes[id] = b
-	}
-	return b
-}
-
-// forget drops the box of a sandbox that ended.
-func (s *Service) forget(id string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.boxes, id)
-}
-
-func (b *box) lock(ctx context.Context) error {
-	select {
-	case b.slot <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (b *box) unlock() { <-b.slot }
-
-func (b *box) current() (*Run, <-chan struct{}) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.run, b.gate
-}
-
-// install makes r the current run and gives the one before.
-func (b *box) install(r *Run) *Run {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	old := b.run
-	b.run = r
-	return old
-}
-
-func (b *box) take() *Run { return b.install(nil) }
-
-// closeGate makes calls wait; the function it gives lets them go on.
-func (b *box) closeGate() (open func()) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	gate := make(chan struct{})
-	b.gate = gate
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.gate == gate {
-			b.gate = nil
-			close(gate)
-		}
-	}
-}
-
-func (b *box) cancelOperation(cause error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.op != nil && b.opName != "kill" {
-		b.op(cause)
-	}
-}
-
-func (b *box) begin(now time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.leases++
-	b.active = now
-}
-
-func (b *box) end(now time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.leases--
-	b.active = now
-}
-
-func (b *box) touch(now time.Time) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.active = now
-}
-
-func (b *box) setTimeout(seconds int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.timeout = time.Duration(seconds) * time.Second
-}
-
-// operationWait bounds how long an operation waits for its turn.
-const operationWait = 5 * time.Minute
-
-// errBusy is the cause of giving up on the turn.
-var errBusy = errors.New("busy")
-
-// Operate runs f as the one state-changing operation on the sandbox, when its
-// turn comes. It fails with Conflict when that takes too long. f's context
-// ends when the caller's does or when a kill wants the sandbox.
-func (s *Service) Operate(ctx context.Context, id, name string, f func(ctx context.Context, op *Operation) error) error {
-	b := s.box(id)
-	wait, cancelWait := context.WithTimeoutCause(ctx, operationWait, errBusy)
-	defer cancelWait()
-	if err := b.lock(wait); err != nil {
-		if errors.Is(err, errBusy) {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			return fault.New(fault.Conflict, "sandbox %s is busy with %q", id, b.opName).WithHint("try again when it is done")
-		}
-		return err
-	}
-	defer b.unlock()
-	opCtx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	b.mu.Lock()
-	b.op, b.opName = cancel, name
-	b.mu.Unlock()
-	defer func() {
-		b.mu.Lock()
-		b.op, b.opName = nil, ""
-		b.mu.Unlock()
-	}()
-	err := f(opCtx, &Operation{s: s, b: b})
-	if err != nil && opCtx.Err() != nil && ctx.Err() == nil {
-		return errors.Join(context.Cause(opCtx), err)
-	}
-	return err
 }
