@@ -100,9 +100,13 @@ func (s *Service) Restore(ctx context.Context, orgID, sandboxID, id string) erro
 		return err
 	}
 	defer release()
-	if err := img.Verify(ctx); err != nil {
-		return err
-	}
+	verified := make(chan error, 1) // beside the bringing up of the replacement
+	verifyCtx, cancel := context.WithCancel(ctx)
+	defer func() { cancel(); <-verified }()
+	go func() {
+		defer close(verified)
+		verified <- img.Verify(verifyCtx)
+	}()
 	return s.cfg.Sandboxes.Operate(ctx, sandboxID, "restore", func(ctx context.Context, op *sandbox.Operation) error {
 		sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
 		if err != nil {
@@ -115,6 +119,9 @@ func (s *Service) Restore(ctx context.Context, orgID, sandboxID, id string) erro
 		restored, err := s.cfg.Sandboxes.Restore(ctx, src, []meta.Sandbox{sb})
 		if err != nil {
 			return err
+		}
+		if err := <-verified; err != nil { // all of it, before anything is touched
+			return errors.Join(err, restored.Discard(ctx))
 		}
 		return op.Replace(ctx, restored, func(row *meta.Sandbox) {
 			row.CPUs, row.DiskMB, row.MemoryMB = sb.CPUs, sb.DiskMB, sb.MemoryMB

@@ -151,6 +151,9 @@ type Driver interface {
 	LastWords(p Process) string
 	// Usage tells what the generation takes of the host, in bytes.
 	Usage(p Process) (memory, disk int64)
+	// Kill ends the generation's processes at once, without waiting for what
+	// they held to be given back; Destroy follows.
+	Kill(generation string) error
 	// Destroy ends the generation and removes everything of it.
 	Destroy(ctx context.Context, p Process) error
 	// Leftovers lists the generations that exist on the host, whether or not

@@ -31,11 +31,12 @@ func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta
 	}
 	op.b.touch(s.cfg.Now())
 	for _, g := range others {
-		if err := s.discard(ctx, g); err != nil {
-			s.cfg.Log.Error("ending a replaced generation", "generation", g.ID, "error", err)
-		}
+		// A gigabyte takes a second to be given back: that comes afterwards.
+		err = errors.Join(err, s.cfg.Engine.Kill(g.ID))
 	}
-	err = r.restoring.Resume(ctx, 0)
+	if err == nil {
+		err = r.restoring.Resume(ctx, 0)
+	}
 	if err == nil {
 		run.gen.State = meta.GenerationLive
 		err = s.cfg.Meta.UpdateGeneration(ctx, &run.gen)
@@ -43,8 +44,14 @@ func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta
 	if err != nil {
 		err = errors.Join(err, op.end(ctx, meta.SandboxError, "it could not go on after a restore: "+err.Error()))
 	}
+	open()
 	s.watch(op.b, run)
 	r.follow()
+	for _, g := range others {
+		if err := s.discard(ctx, g); err != nil {
+			s.cfg.Log.Error("ending a replaced generation", "generation", g.ID, "error", err)
+		}
+	}
 	return err
 }
 

@@ -138,11 +138,23 @@ func (s *Service) greet(ctx context.Context, sb meta.Sandbox, sd *seed, proc eng
 	if _, err := agent.Hello(ctx, agentclient.HelloRequest{Generation: sd.gen.ID, Timeline: sd.gen.Timeline}); err != nil {
 		return nil, fmt.Errorf("sandbox: the agent's handshake: %w", err)
 	}
-	if err := agent.SetIdentity(ctx, newIdentity(sb.ID, sd.gen.ID)); err != nil {
-		return nil, fmt.Errorf("sandbox: giving the guest its identity: %w", err)
+	probe := make(chan error, 1)
+	go func() {
+		if sd.gen.Checkpoint == "" {
+			probe <- nil // its handshake is the first thing that it ever did
+			return
+		}
+		probe <- agent.Probe(ctx)
+	}()
+	err = agent.SetIdentity(ctx, newIdentity(sb.ID, sd.gen.ID))
+	if err != nil {
+		err = fmt.Errorf("sandbox: giving the guest its identity: %w", err)
 	}
-	if err := agent.Probe(ctx); err != nil {
-		return nil, fmt.Errorf("sandbox: probing the guest: %w", err)
+	if e := <-probe; e != nil {
+		err = errors.Join(err, fmt.Errorf("sandbox: probing the guest: %w", e))
+	}
+	if err != nil {
+		return nil, err
 	}
 	gen := sd.gen
 	gen.Process, gen.Build = proc.Encode(), proc.Build

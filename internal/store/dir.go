@@ -11,10 +11,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/durable"
@@ -182,41 +185,64 @@ func validID(id string) bool {
 
 // writer copies files and reports progress over all of them.
 type writer struct {
-	done, total int64
-	progress    func(done, total int64)
+	total    int64
+	progress func(done, total int64)
+
+	mu   sync.Mutex // guards done and calls of progress
+	done int64
 }
 
-// copy writes a source of the size to f and gives the hashes of its blocks.
+// copy writes a source of the size to f and gives the hashes of its blocks. It
+// hashes and writes on all CPUs, and has the kernel write back meanwhile, so
+// that little is left for the sync at the end.
 func (w *writer) copy(ctx context.Context, f *os.File, src io.ReaderAt, size int64) ([]blockSum, error) {
 	if size > 0 { // say "no space" now rather than at the last block
 		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 			return nil, err
 		}
 	}
-	sums := make([]blockSum, 0, blocks(size))
-	buf := make([]byte, copyChunk)
-	for off := int64(0); off < size; {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		b := buf[:min(copyChunk, size-off)]
-		if n, err := src.ReadAt(b, off); n < len(b) {
-			return nil, fmt.Errorf("reading the capture at %d: %w", off, err)
-		}
-		for rest := b; len(rest) > 0; {
-			k := min(blockSize, len(rest))
-			sums = append(sums, sumBlock(rest[:k]))
-			rest = rest[k:]
-		}
-		if _, err := f.Write(b); err != nil {
-			return nil, err
-		}
-		off += int64(len(b))
-		if w.done += int64(len(b)); w.progress != nil {
-			w.progress(w.done, w.total)
-		}
+	sums := make([]blockSum, blocks(size))
+	parent := ctx
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for off := int64(0); off < size && ctx.Err() == nil; off += copyChunk {
+		g.Go(func() error {
+			n := min(copyChunk, size-off)
+			if err := copyBlocks(f, src, off, n, sums[off/blockSize:]); err != nil {
+				return err
+			}
+			w.report(n)
+			return ctx.Err()
+		})
 	}
-	return sums, nil
+	return sums, errors.Join(g.Wait(), parent.Err())
+}
+
+// copyBlocks copies n bytes from an offset that begins a block, and sets the
+// hashes of their blocks.
+func copyBlocks(f *os.File, src io.ReaderAt, off, n int64, sums []blockSum) error {
+	b := make([]byte, n)
+	if k, err := src.ReadAt(b, off); int64(k) < n {
+		return fmt.Errorf("reading the capture at %d: %w", off, err)
+	}
+	for i, rest := 0, b; len(rest) > 0; i++ {
+		k := min(blockSize, len(rest))
+		sums[i] = sumBlock(rest[:k])
+		rest = rest[k:]
+	}
+	if _, err := f.WriteAt(b, off); err != nil {
+		return err
+	}
+	_ = unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE) // a hint
+	return nil
+}
+
+func (w *writer) report(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.done += n; w.progress != nil {
+		w.progress(w.done, w.total)
+	}
 }
 
 func (d *Dir) putTable(dir, name string, b []byte) (Table, error) {

@@ -12,10 +12,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -101,21 +103,20 @@ func (im *Image) Ranges() []engine.PageRange { return im.ranges }
 // File gives one of the capture's files: FileState, FileMeta or FilePages.
 func (im *Image) File(name string) *File { return im.files[name] }
 
-// Verify reads and checks everything.
+// Verify reads and checks everything, on all CPUs.
 func (im *Image) Verify(ctx context.Context) error {
-	buf := make([]byte, blockSize)
+	parent := ctx
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, f := range im.manifest.Files {
-		file := im.files[f.Name]
-		for b := int64(0); b < blocks(f.Size); b++ {
-			if err := ctx.Err(); err != nil {
-				return err
+		for off := int64(0); off < f.Size; off += copyChunk {
+			if ctx.Err() != nil {
+				break
 			}
-			if _, err := file.readBlock(b, buf); err != nil {
-				return err
-			}
+			g.Go(func() error { return im.files[f.Name].verify(ctx, off, min(copyChunk, f.Size-off)) })
 		}
 	}
-	return nil
+	return errors.Join(g.Wait(), parent.Err())
 }
 
 // Close releases the files.
@@ -154,6 +155,21 @@ func openFile(dir, id string, info FileInfo, sums []blockSum) (*File, error) {
 	}
 	return &File{id: id, name: info.Name, f: f, size: info.Size, sums: sums, seen: make([]atomic.Bool, len(sums)),
 		buffers: sync.Pool{New: func() any { b := make([]byte, blockSize); return &b }}}, nil
+}
+
+// verify checks a range that begins with a block.
+func (f *File) verify(ctx context.Context, off, n int64) error {
+	buf := f.buffers.Get().(*[]byte)
+	defer f.buffers.Put(buf)
+	for end := off + n; off < end; off += blockSize {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := f.readBlock(off/blockSize, *buf); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Size in bytes.

@@ -279,10 +279,10 @@ func (h *Hierarchy) Kill(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
+		if err := kill(name, pids); err != nil {
+			return err
+		}
 		for _, pid := range pids {
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("cgroup: killing %d of %s: %w", pid, name, err)
-			}
 			// Where we are its parent or reaper, take it from the process table.
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 		}
@@ -298,6 +298,25 @@ func (h *Hierarchy) Kill(ctx context.Context, name string) error {
 			wait = min(2*wait, 50*time.Millisecond)
 		}
 	}
+}
+
+// KillNow sends SIGKILL to every process of the group and does not wait: none
+// of them executes another instruction of its own.
+func (h *Hierarchy) KillNow(name string) error {
+	pids, err := h.Procs(name)
+	if err != nil {
+		return err
+	}
+	return kill(name, pids)
+}
+
+func kill(name string, pids []int) error {
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("cgroup: killing %d of %s: %w", pid, name, err)
+		}
+	}
+	return nil
 }
 
 func (h *Hierarchy) remove(name string) error {

@@ -265,6 +265,9 @@ func (d *Driver) Usage(p engine.Process) (memory, diskBytes int64) {
 // destroyTimeout bounds the clean-up after a failure.
 const destroyTimeout = 30 * time.Second
 
+// Kill implements engine.Driver.
+func (d *Driver) Kill(generation string) error { return d.groups.KillNow(generation) }
+
 // Destroy implements engine.Driver.
 func (d *Driver) Destroy(ctx context.Context, p engine.Process) error {
 	return d.DestroyGeneration(ctx, p.Generation)

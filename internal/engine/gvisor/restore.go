@@ -27,15 +27,19 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err != nil {
 		return nil, err
 	}
-	procs := make([]engine.Process, len(targets))
+	r, err := d.startPager(build, len(targets)) // beside the preparations
+	if err != nil {
+		return nil, err
+	}
 	errs := make([]error, len(targets))
 	var wg sync.WaitGroup
 	for i, t := range targets {
-		wg.Go(func() { procs[i], errs[i] = d.prepare(ctx, build, t.Spec, t.Stdin, false) })
+		wg.Go(func() { r.procs[i], errs[i] = d.prepare(ctx, build, t.Spec, t.Stdin, false) })
 	}
 	wg.Wait()
 	defer func() {
 		if err != nil {
+			r.kill()
 			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
 			defer cancel()
 			for _, t := range targets {
@@ -46,12 +50,10 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	r, err := d.startPager(build, src.Dir, procs)
-	if err != nil {
+	if err := r.begin(src.Dir, d.cfg.BulkRate); err != nil {
 		return nil, err
 	}
 	if err := r.awaitRunning(ctx); err != nil {
-		r.kill()
 		return nil, err
 	}
 	return r, nil
@@ -82,7 +84,8 @@ const (
 	targetOver // loaded or lost
 )
 
-func (d *Driver) startPager(build, dir string, procs []engine.Process) (*restoring, error) {
+// startPager starts the helper; it waits for begin.
+func (d *Driver) startPager(build string, targets int) (*restoring, error) {
 	// Not bound to a context: the pager ends by itself.
 	c, err := d.helperCmd(context.Background(), build, wire.VerbRestore)
 	if err != nil {
@@ -100,22 +103,26 @@ func (d *Driver) startPager(build, dir string, procs []engine.Process) (*restori
 		return nil, fmt.Errorf("engine: pager: %w", err)
 	}
 	r := &restoring{
-		procs: procs, cmd: c, stdin: stdin,
+		procs: make([]engine.Process, targets), cmd: c, stdin: stdin,
 		running: make(chan struct{}), loaded: make(chan struct{}),
-		state: make([]targetState, len(procs)), errs: make([]error, len(procs)), replies: map[int]chan error{},
+		state: make([]targetState, targets), errs: make([]error, targets), replies: map[int]chan error{},
 	}
 	start, _ := proc.StartTime(c.Process.Pid) // 0 if it is gone already
 	r.pager = engine.Process{Build: build, PID: c.Process.Pid, StartTime: start}
-	req := wire.Request{Version: wire.Version, Verb: wire.VerbRestore, Image: dir, Rate: d.cfg.BulkRate}
-	for _, p := range procs {
+	go r.events(stdout)
+	return r, nil
+}
+
+// begin has the helper load the artefact into the prepared processes.
+func (r *restoring) begin(dir string, rate int64) error {
+	req := wire.Request{Version: wire.Version, Verb: wire.VerbRestore, Image: dir, Rate: rate}
+	for _, p := range r.procs {
 		req.Targets = append(req.Targets, target(p))
 	}
-	go r.events(stdout)
-	if err := json.NewEncoder(stdin).Encode(req); err != nil {
-		r.kill()
-		return nil, fmt.Errorf("engine: pager: %w", err)
+	if err := json.NewEncoder(r.stdin).Encode(req); err != nil {
+		return fmt.Errorf("engine: pager: %w", err)
 	}
-	return r, nil
+	return nil
 }
 
 // events follows the helper to its end.
@@ -132,7 +139,7 @@ func (r *restoring) events(stdout io.Reader) {
 			failure = ev.Err() // the whole request failed
 		case ev.Event == wire.EventDone:
 			r.reply(ev)
-		case ev.Target >= 0 && ev.Target < len(r.procs):
+		case ev.Target >= 0 && ev.Target < len(r.state):
 			r.note(ev)
 		}
 	}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sandboxtest is a world for tests of the life cycle: the real
+// metadata, and an engine whose every step a test can hold or make fail. Its
+// generations are real agents as processes of the host, with a directory as
+// their root; their state is what is in the file State there.
+//
+// The package is for tests only. Test binaries that use it call MaybeAgent
+// first in TestMain.
+package sandboxtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/opencomputer/oc/internal/agent"
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+// agentRoot in the environment makes a process an agent with that root.
+const agentRoot = "OC_SANDBOXTEST_AGENT_ROOT"
+
+// MaybeAgent runs the agent, and does not return, in a process that was
+// started to be one.
+func MaybeAgent() {
+	root := os.Getenv(agentRoot)
+	if root == "" {
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == agent.ProbeArg {
+		os.Exit(agent.RunProbe(os.Args[2:]))
+	}
+	agent.New(agent.Config{Root: root, Log: slog.New(slog.DiscardHandler)}).Run()
+}
+
+// State is the file below a generation's root that is its state.
+const State = "state"
+
+// The steps of an engine, for Engine.Hook.
+const (
+	Start   = "start"
+	Capture = "capture"
+	Restore = "restore"
+	Load    = "load" // after Restore has returned
+	Hold    = "hold"
+	Resume  = "resume"
+	Destroy = "destroy"
+)
+
+// Engine implements engine.Driver with host processes.
+type Engine struct {
+	dir string
+
+	mu   sync.Mutex
+	gens map[string]*generation
+	hook func(ctx context.Context, step, generation string) error
+}
+
+type generation struct {
+	cmd    *exec.Cmd
+	root   string
+	record engine.Process
+	exited chan struct{}
+}
+
+var _ engine.Driver = (*Engine)(nil)
+
+// NewEngine makes an engine with its files below dir.
+func NewEngine(dir string) *Engine { return &Engine{dir: dir, gens: map[string]*generation{}} }
+
+// Hook is asked at each step from now on: it may wait, and its error fails the
+// step. nil takes it away.
+func (e *Engine) Hook(f func(ctx context.Context, step, generation string) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hook = f
+}
+
+func (e *Engine) step(ctx context.Context, step, generation string) error {
+	e.mu.Lock()
+	hook := e.hook
+	e.mu.Unlock()
+	if hook == nil {
+		return ctx.Err()
+	}
+	return hook(ctx, step, generation)
+}
+
+// Close ends all generations.
+func (e *Engine) Close() error {
+	e.Hook(nil)
+	ids, err := e.Leftovers()
+	for _, id := range ids {
+		err = errors.Join(err, e.DestroyGeneration(context.Background(), id))
+	}
+	return err
+}
+
+// Root is the directory of a generation.
+func (e *Engine) Root(generation string) string { return filepath.Join(e.dir, generation) }
+
+// Kill ends a generation's process as if it had died.
+func (e *Engine) Kill(generation string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if g := e.gens[generation]; g != nil {
+		_ = g.cmd.Process.Kill() // gone is as good
+	}
+}
+
+// Requirements implements engine.Driver.
+func (*Engine) Requirements() engine.Requirements { return engine.Requirements{Engine: "fake"} }
+
+// Check implements engine.Driver.
+func (*Engine) Check(_ string, r engine.Requirements) error {
+	if r.Engine != "fake" {
+		return fault.New(fault.Invalid, "engine %q", r.Engine)
+	}
+	return nil
+}
+
+// Start implements engine.Driver.
+func (e *Engine) Start(ctx context.Context, spec engine.Spec, stdin *os.File) (engine.Process, error) {
+	err := e.step(ctx, Start, spec.Generation)
+	if err == nil {
+		_, err = os.Stat(spec.ImagePath)
+	}
+	if err != nil {
+		return engine.Process{}, err
+	}
+	return e.launch(spec, stdin, nil)
+}
+
+// launch starts an agent with a state.
+func (e *Engine) launch(spec engine.Spec, stdin *os.File, state []byte) (engine.Process, error) {
+	root := e.Root(spec.Generation)
+	for _, d := range []string{"etc", "run/oc", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return engine.Process{}, err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, State), state, 0o600); err != nil {
+		return engine.Process{}, err
+	}
+	c := exec.Command("/proc/self/exe")
+	c.Args[0] = os.Args[0]
+	c.Env = append(os.Environ(), agentRoot+"="+root)
+	c.Stdin = stdin
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := c.Start(); err != nil {
+		return engine.Process{}, err
+	}
+	start, err := proc.StartTime(c.Process.Pid)
+	if err != nil {
+		return engine.Process{}, err
+	}
+	g := &generation{cmd: c, root: root, exited: make(chan struct{}),
+		record: engine.Process{Generation: spec.Generation, Build: "fake", Dir: root, PID: c.Process.Pid, StartTime: start}}
+	go func() {
+		defer close(g.exited)
+		_ = c.Wait() // killed, mostly
+	}()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.gens[spec.Generation] = g
+	return g.record, nil
+}
+
+// Capture implements engine.Driver.
+func (e *Engine) Capture(ctx context.Context, p engine.Process, _ int64) (*engine.Capture, error) {
+	if err := e.step(ctx, Capture, p.Generation); err != nil {
+		return nil, err
+	}
+	state, err := os.ReadFile(filepath.Join(e.Root(p.Generation), State))
+	if err != nil {
+		return nil, err
+	}
+	return &engine.Capture{
+		State: bytes.NewReader(state), StateSize: int64(len(state)),
+		Meta: bytes.NewReader(nil), Pages: bytes.NewReader(nil), Close: func() {},
+	}, nil
+}
+
+// Restore implements engine.Driver.
+func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engine.Target) (_ engine.Restoring, err error) {
+	r := &restoring{e: e, loaded: make(chan struct{}), errs: make([]error, len(targets))}
+	defer func() {
+		if err != nil {
+			for _, t := range targets {
+				err = errors.Join(err, e.remove(t.Spec.Generation))
+			}
+		}
+	}()
+	img, err := store.OpenImage(src.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer img.Close()
+	f := img.File(store.FileState)
+	state, err := io.ReadAll(io.NewSectionReader(f, 0, f.Size()))
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range targets {
+		if err := e.step(ctx, Restore, t.Spec.Generation); err != nil {
+			return nil, err
+		}
+		p, err := e.launch(t.Spec, t.Stdin, state)
+		if err != nil {
+			return nil, err
+		}
+		r.procs = append(r.procs, p)
+	}
+	go r.load()
+	return r, nil
+}
+
+// restoring implements engine.Restoring.
+type restoring struct {
+	e      *Engine
+	procs  []engine.Process
+	loaded chan struct{}
+	errs   []error // set before loaded is closed
+}
+
+func (r *restoring) load() {
+	defer close(r.loaded)
+	for i, p := range r.procs {
+		if r.errs[i] = r.e.step(context.Background(), Load, p.Generation); r.errs[i] != nil {
+			r.e.Kill(p.Generation)
+		}
+	}
+}
+
+func (r *restoring) Processes() []engine.Process { return r.procs }
+
+// Pager is a process that is no pager and outlives the test: its end is not
+// what the tests are about.
+func (r *restoring) Pager() engine.Process {
+	start, _ := proc.StartTime(os.Getpid()) // always there
+	return engine.Process{PID: os.Getpid(), StartTime: start}
+}
+
+func (r *restoring) Hold(ctx context.Context, i int) error {
+	if err := r.e.step(ctx, Hold, r.procs[i].Generation); err != nil {
+		return err
+	}
+	return syscall.Kill(r.procs[i].PID, syscall.SIGSTOP)
+}
+
+func (r *restoring) Resume(ctx context.Context, i int) error {
+	return r.e.Resume(ctx, r.procs[i])
+}
+
+func (r *restoring) Loaded() <-chan struct{} { return r.loaded }
+
+func (r *restoring) Err(i int) error {
+	select {
+	case <-r.loaded:
+		return r.errs[i]
+	default:
+		return nil
+	}
+}
+
+func (r *restoring) Release() {}
+
+// Hurry implements engine.Driver.
+func (*Engine) Hurry(engine.Process) {}
+
+// Pause implements engine.Driver.
+func (e *Engine) Pause(_ context.Context, p engine.Process) error {
+	return syscall.Kill(p.PID, syscall.SIGSTOP)
+}
+
+// Resume implements engine.Driver.
+func (e *Engine) Resume(ctx context.Context, p engine.Process) error {
+	if err := e.step(ctx, Resume, p.Generation); err != nil {
+		return err
+	}
+	return syscall.Kill(p.PID, syscall.SIGCONT)
+}
+
+// Alive implements engine.Driver.
+func (*Engine) Alive(p engine.Process) bool { return proc.Alive(p.PID, p.StartTime) }
+
+// Exited implements engine.Driver.
+func (e *Engine) Exited(ctx context.Context, p engine.Process) (<-chan struct{}, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if g := e.gens[p.Generation]; g != nil {
+		return g.exited, nil
+	}
+	return proc.Exited(ctx, p.PID, p.StartTime)
+}
+
+// LastWords implements engine.Driver.
+func (*Engine) LastWords(engine.Process) string { return "" }
+
+// Usage implements engine.Driver.
+func (*Engine) Usage(engine.Process) (memory, disk int64) { return 1 << 20, 0 }
+
+// Destroy implements engine.Driver.
+func (e *Engine) Destroy(ctx context.Context, p engine.Process) error {
+	return e.DestroyGeneration(ctx, p.Generation)
+}
+
+// DestroyGeneration implements engine.Driver.
+func (e *Engine) DestroyGeneration(ctx context.Context, id string) error {
+	if err := e.step(ctx, Destroy, id); err != nil {
+		return err
+	}
+	return e.remove(id)
+}
+
+func (e *Engine) remove(id string) error {
+	e.mu.Lock()
+	g := e.gens[id]
+	delete(e.gens, id)
+	e.mu.Unlock()
+	if g != nil {
+		_ = g.cmd.Process.Kill() // gone is as good
+		<-g.exited
+	}
+	return os.RemoveAll(e.Root(id))
+}
+
+// Leftovers implements engine.Driver.
+func (e *Engine) Leftovers() ([]string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ids := slices.Collect(maps.Keys(e.gens))
+	es, err := os.ReadDir(e.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, f := range es {
+		if !slices.Contains(ids, f.Name()) {
+			ids = append(ids, f.Name())
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Reap implements engine.Driver.
+func (*Engine) Reap() {}
