@@ -280,7 +280,7 @@ func TestSlowReader(t *testing.T) {
 	sum, stderr, total := sha256.New(), "", 0
 	for {
 		ev, err := s.Next(t.Context())
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -397,7 +397,7 @@ func finishStdin(t *testing.T, s *client.ExecStream, want string) {
 	out := ""
 	for {
 		ev, err := s.Next(t.Context())
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -33,7 +33,7 @@ const agentRoot = "OC_API_TEST_AGENT_ROOT"
 
 func TestMain(m *testing.M) {
 	if root := os.Getenv(agentRoot); root != "" {
-		os.Unsetenv(agentRoot)
+		_ = os.Unsetenv(agentRoot)
 		agent.New(agent.Config{Channel: 0, Root: root, Log: slog.New(slog.DiscardHandler)}).Run()
 	}
 	os.Exit(m.Run())
@@ -185,6 +185,7 @@ func (w *world) spawnAgent(b *box) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), agentRoot+"="+b.root)
 	cmd.Stdin = guest
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // also if this process is killed
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
