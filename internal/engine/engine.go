@@ -100,6 +100,9 @@ type Source struct {
 type Target struct {
 	Spec  Spec
 	Stdin *os.File // agent's end of its channel; the caller closes its copy
+	// Prepared is the engine process that Prepare made with Spec and Stdin, by
+	// the build of the source; the zero value has Restore prepare one.
+	Prepared Process
 }
 
 // Restoring is a restore in progress: its targets run as soon as Restore
@@ -128,8 +131,15 @@ type Driver interface {
 	// Check says why a capture that the build wrote, with these requirements,
 	// cannot run here, or nil.
 	Check(build string, r Requirements) error
-	// Start runs a fresh generation whose PID 1 is the agent, its stdin the
-	// given socket.
+	// Build is the hash of the kept build that new generations run from.
+	Build() string
+	// Prepare makes the engine process of a generation, in which nothing runs
+	// yet: it waits for Run or Restore.
+	Prepare(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
+	// Run starts the agent in a prepared process.
+	Run(ctx context.Context, p Process) error
+	// Start is Prepare and Run in one step: it runs a fresh generation whose
+	// PID 1 is the agent, its stdin the given socket.
 	Start(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
 	// Capture freezes the generation, copies its state and thaws it. It first
 	// waits until a generation that is still loading has loaded. budget bounds

@@ -102,7 +102,7 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	n.keeper = &keeperLink{socket: n.places.keeperSocket(), start: n.startKeeper}
 	n.catalog = catalog.New(n.meta, builder, agent, n.places.in("uploads"), log)
 	n.sandboxes = sandbox.New(sandbox.Config{
-		Meta: n.meta, Engine: n.engine, Keeper: n.keeper, Images: n.catalog, Limits: n.limits, Log: log,
+		Meta: n.meta, Engine: n.engine, Keeper: n.keeper, Images: n.catalog, Limits: n.limits, PoolSize: s.Pool, Log: log,
 	})
 	budget := int64(s.CaptureBudgetMB) << 20
 	if budget == 0 {

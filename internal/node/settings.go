@@ -27,6 +27,7 @@ type Settings struct {
 	Database        string
 	CaptureBudgetMB int
 	LoadRateMB      int
+	Pool            int
 	LogLevel        string
 	LogFormat       string
 	ConfigFile      string
@@ -37,6 +38,7 @@ const (
 	DefaultDataDir = "/var/lib/opencomputer"
 	DefaultListen  = "127.0.0.1:7778"
 	DefaultConfig  = "/etc/opencomputer/config.json"
+	DefaultPool    = 4
 )
 
 // BindDataDir adds only the flag that every command on this node has.
@@ -52,6 +54,7 @@ func (s *Settings) Bind(f *pflag.FlagSet) {
 	f.StringVar(&s.Database, "database", "", "metadata: a SQLite file or postgres://…; default <data-dir>/meta.db (env OC_DATABASE)")
 	f.IntVar(&s.CaptureBudgetMB, "capture-budget", 0, "MB of memory that one capture may take; larger sandboxes are captured through the disk; 0 = a quarter of the machine (env OC_CAPTURE_BUDGET)")
 	f.IntVar(&s.LoadRateMB, "load-rate", gvisor.DefaultBulkRate>>20, "MB/s at which a restored sandbox loads the memory that it does not wait for (env OC_LOAD_RATE)")
+	f.IntVar(&s.Pool, "pool", DefaultPool, "engine processes kept prepared for creates and spawns of shapes in demand; 0 = none (env OC_POOL)")
 	f.StringVar(&s.LogLevel, "log-level", "info", "debug, info, warn or error (env OC_LOG_LEVEL)")
 	f.StringVar(&s.LogFormat, "log-format", "text", "text or json (env OC_LOG_FORMAT)")
 }

@@ -239,6 +239,7 @@ const (
 func (s *Service) reconcile() {
 	s.every(reconcileEvery, func() {
 		s.cfg.Engine.Reap()
+		s.pool.age(s.cfg.Now())
 		if err := s.sweep(s.ctx); err != nil && s.ctx.Err() == nil {
 			s.cfg.Log.Error("reconciliation", "error", err)
 		}

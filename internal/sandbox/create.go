@@ -50,7 +50,7 @@ func (s *Service) insert(ctx context.Context, sb *meta.Sandbox) error {
 
 // startFresh starts the first generation of a sandbox.
 func (s *Service) startFresh(ctx context.Context, sb meta.Sandbox, img Image) (_ *Run, err error) {
-	sd, err := s.sow(ctx, sb, img, "")
+	sd, err := s.seedFor(ctx, sb, img, s.cfg.Engine.Build(), "")
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,12 @@ func (s *Service) startFresh(ctx context.Context, sb meta.Sandbox, img Image) (_
 			err = errors.Join(err, s.discard(ctx, sd.gen))
 		}
 	}()
-	proc, err := s.cfg.Engine.Start(ctx, sd.spec, sd.guest)
+	proc := sd.prepared
+	if proc.PID != 0 {
+		err = s.cfg.Engine.Run(ctx, proc)
+	} else {
+		proc, err = s.cfg.Engine.Start(ctx, sd.spec, sd.guest)
+	}
 	if err != nil {
 		return nil, err
 	}

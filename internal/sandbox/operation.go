@@ -140,12 +140,12 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 	}()
 	targets := make([]engine.Target, len(rows))
 	for i, sb := range rows {
-		sd, err := s.sow(ctx, sb, src.Image, src.Checkpoint)
+		sd, err := s.seedFor(ctx, sb, src.Image, src.Artefact.Build, src.Checkpoint)
 		if err != nil {
 			return nil, err
 		}
 		seeds = append(seeds, sd)
-		targets[i] = engine.Target{Spec: sd.spec, Stdin: sd.guest}
+		targets[i] = engine.Target{Spec: sd.spec, Stdin: sd.guest, Prepared: sd.prepared}
 	}
 	restoring, err := s.cfg.Engine.Restore(ctx, src.Artefact, targets)
 	if err != nil {

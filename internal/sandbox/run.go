@@ -54,12 +54,14 @@ func (r *Run) retired() bool {
 }
 
 // seed is a generation that has its row, its channel and its keeper entry but
-// no process yet.
+// nothing runs in it yet.
 type seed struct {
-	gen   meta.Generation
-	spec  engine.Spec
-	host  *os.File
-	guest *os.File
+	gen      meta.Generation
+	spec     engine.Spec
+	host     *os.File
+	guest    *os.File
+	prepared engine.Process // its engine process; the zero value: none yet
+	born     time.Time      // when a pool member was prepared
 }
 
 // started gives up the guest's end of the channel, which its engine has by now:
@@ -71,13 +73,28 @@ func (sd *seed) close() {
 	_ = sd.guest.Close()
 }
 
-// sow makes a seed for a sandbox. checkpoint is what it will be restored from,
-// "" for a fresh start.
-func (s *Service) sow(ctx context.Context, sb meta.Sandbox, img Image, checkpoint string) (_ *seed, err error) {
-	gen := meta.Generation{
-		SandboxID: sb.ID, State: meta.GenerationStarting, ImageHash: img.Hash, Checkpoint: checkpoint,
-		Timeline: meta.NewID("tl"), CPUs: sb.CPUs, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB,
+// seedFor gives a seed for a sandbox: a member of the pool whose engine process
+// is prepared, or a new one. checkpoint is what it will be restored from, ""
+// for a fresh start; build is what it must run from.
+func (s *Service) seedFor(ctx context.Context, sb meta.Sandbox, img Image, build, checkpoint string) (*seed, error) {
+	shape := s.cfg.Limits.shape(sb)
+	sd := s.pool.take(poolKey{build: build, image: img.Hash, shape: shape}, img)
+	if sd == nil {
+		return s.sow(ctx, meta.Generation{
+			SandboxID: sb.ID, State: meta.GenerationStarting, ImageHash: img.Hash, Checkpoint: checkpoint,
+			Timeline: meta.NewID("tl"), CPUs: sb.CPUs, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB,
+		}, engine.Spec{ImagePath: img.Path, Hostname: sb.ID, Shape: shape})
 	}
+	sd.gen.SandboxID, sd.gen.Checkpoint = sb.ID, checkpoint
+	if err := s.cfg.Meta.UpdateGeneration(ctx, &sd.gen); err != nil {
+		sd.close()
+		return nil, errors.Join(err, s.discard(ctx, sd.gen))
+	}
+	return sd, nil
+}
+
+// sow makes a seed: a row, a channel, and the keeper's copy of its host end.
+func (s *Service) sow(ctx context.Context, gen meta.Generation, spec engine.Spec) (_ *seed, err error) {
 	if err := s.cfg.Meta.InsertGeneration(ctx, &gen); err != nil {
 		return nil, err
 	}
@@ -90,8 +107,8 @@ func (s *Service) sow(ctx context.Context, sb meta.Sandbox, img Image, checkpoin
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: making the agent's channel: %w", err)
 	}
-	sd := &seed{gen: gen, host: host, guest: guest,
-		spec: engine.Spec{Generation: gen.ID, ImagePath: img.Path, Hostname: sb.ID, Shape: s.cfg.Limits.shape(sb)}}
+	spec.Generation = gen.ID
+	sd := &seed{gen: gen, host: host, guest: guest, spec: spec}
 	if err := s.cfg.Keeper.Put(ctx, gen.ID, sd.host); err != nil {
 		sd.close()
 		return nil, fmt.Errorf("sandbox: handing the channel to the keeper: %w", err)

@@ -50,7 +50,9 @@ type Config struct {
 	Keeper Keeper
 	Images Images
 	Limits Limits
-	Log    *slog.Logger
+	// PoolSize is how many engine processes are kept prepared; 0 = none.
+	PoolSize int
+	Log      *slog.Logger
 	// Now is the clock of timeouts; nil = time.Now.
 	Now func() time.Time
 	// OperationWait bounds how long an operation waits for its turn; 0 = 5 min.
@@ -70,6 +72,8 @@ type Service struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	pool *pool
+
 	mu    sync.Mutex
 	boxes map[string]*box
 }
@@ -83,7 +87,9 @@ func New(cfg Config) *Service {
 		cfg.OperationWait = operationWait
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Service{cfg: cfg, ctx: ctx, cancel: cancel, boxes: map[string]*box{}}
+	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, boxes: map[string]*box{}}
+	s.pool = newPool(s, cfg.PoolSize)
+	return s
 }
 
 // OnExpire sets Config.Expire, OnOrphan Config.Recover; both usually need the
@@ -115,6 +121,7 @@ func (s *Service) Rekeep(ctx context.Context) error {
 
 // Close ends the server's part: sandboxes run on.
 func (s *Service) Close() {
+	s.pool.close()
 	s.cancel()
 	s.wg.Wait()
 	s.mu.Lock()

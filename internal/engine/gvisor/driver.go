@@ -118,7 +118,7 @@ func New(cfg Config) (*Driver, error) {
 // Requirements implements engine.Driver.
 func (d *Driver) Requirements() engine.Requirements { return d.need }
 
-// Build is the hash of the kept build that new engines run from.
+// Build implements engine.Driver.
 func (d *Driver) Build() string { return d.build }
 
 // Check implements engine.Driver.
@@ -207,6 +207,16 @@ func logTail(f *os.File) string {
 	b := make([]byte, min(most, st.Size()))
 	n, _ := f.ReadAt(b, st.Size()-int64(len(b)))
 	return "; its log ends: " + strings.TrimSpace(string(b[:n]))
+}
+
+// Prepare implements engine.Driver.
+func (d *Driver) Prepare(ctx context.Context, s engine.Spec, stdin *os.File) (engine.Process, error) {
+	return d.prepare(ctx, d.build, s, stdin, false)
+}
+
+// Run implements engine.Driver.
+func (d *Driver) Run(ctx context.Context, p engine.Process) error {
+	return d.control(ctx, p, wire.VerbStart)
 }
 
 // Start implements engine.Driver.

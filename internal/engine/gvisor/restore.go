@@ -34,6 +34,10 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	errs := make([]error, len(targets))
 	var wg sync.WaitGroup
 	for i, t := range targets {
+		if t.Prepared.Build == build {
+			r.procs[i] = t.Prepared
+			continue
+		}
 		wg.Go(func() { r.procs[i], errs[i] = d.prepare(ctx, build, t.Spec, t.Stdin, false) })
 	}
 	wg.Wait()

@@ -113,6 +113,19 @@ func (e *Engine) Close() error {
 // Root is the directory of a generation.
 func (e *Engine) Root(generation string) string { return filepath.Join(e.dir, generation) }
 
+// Build implements engine.Driver.
+func (e *Engine) Build() string { return "test" }
+
+// Prepare implements engine.Driver: nothing is to be prepared.
+func (e *Engine) Prepare(context.Context, engine.Spec, *os.File) (engine.Process, error) {
+	return engine.Process{}, errors.New("the engine of the tests prepares nothing")
+}
+
+// Run implements engine.Driver.
+func (e *Engine) Run(context.Context, engine.Process) error {
+	return errors.New("the engine of the tests prepares nothing")
+}
+
 // Kill implements engine.Driver; for a test it is the death of an engine.
 func (e *Engine) Kill(generation string) error {
 	e.mu.Lock()

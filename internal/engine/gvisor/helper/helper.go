@@ -53,8 +53,9 @@ func Main() int {
 		wire.VerbPrepare: prepare,
 		wire.VerbCapture: capture,
 		wire.VerbRestore: restore,
-		wire.VerbPause:   pause,
-		wire.VerbResume:  pause,
+		wire.VerbStart:   steer,
+		wire.VerbPause:   steer,
+		wire.VerbResume:  steer,
 	}[req.Verb]
 	if run == nil || len(req.Targets) == 0 {
 		out.done(wire.Event{Error: fmt.Sprintf("helper: request %q with %d targets is not understood", req.Verb, len(req.Targets))})
@@ -111,28 +112,42 @@ func connect(t wire.Target) (*urpc.Client, error) {
 	return c, nil
 }
 
-func pause(_ *bufio.Reader, out *events, req wire.Request) error {
-	if err := pauseOne(req.Verb, req.Targets[0]); err != nil {
+// steer makes one short call to an engine.
+func steer(_ *bufio.Reader, out *events, req wire.Request) error {
+	if err := steerOne(req.Verb, req.Targets[0]); err != nil {
 		return err
 	}
 	out.done(wire.Event{})
 	return nil
 }
 
-func pauseOne(verb string, t wire.Target) error {
+func steerOne(verb string, t wire.Target) error {
 	c, err := connect(t)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	method := boot.ContMgrPause
-	if verb == wire.VerbResume {
-		method = boot.ContMgrResume
+	switch verb {
+	case wire.VerbPause:
+		err = c.Call(boot.ContMgrPause, nil, nil)
+	case wire.VerbResume:
+		err = c.Call(boot.ContMgrResume, nil, nil)
+	case wire.VerbStart:
+		if err = loopback(c, false); err == nil {
+			err = c.Call(boot.ContMgrRootContainerStart, &t.Generation, nil)
+		}
 	}
-	if err := c.Call(method, nil, nil); err != nil {
+	if err != nil {
 		return fmt.Errorf("engine: %s: %w", verb, err)
 	}
 	return nil
+}
+
+// loopback gives an engine its network: its own stack with loopback only.
+func loopback(c *urpc.Client, restore bool) error {
+	return c.Call(boot.ContMgrSetNetworkArgs, &boot.CreateLinksAndRoutesArgs{
+		LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink}, IsRestore: restore,
+	}, nil)
 }
 
 // ignoreHangups keeps a process alive whose terminal or server goes away.

@@ -100,9 +100,7 @@ func (r *restoring) start(i int) error {
 		return err
 	}
 	defer sock.Close()
-	if err := c.Call(boot.ContMgrSetNetworkArgs, &boot.CreateLinksAndRoutesArgs{
-		LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink}, IsRestore: true,
-	}, nil); err != nil {
+	if err := loopback(c, true); err != nil {
 		return fmt.Errorf("engine: network: %w", err)
 	}
 	if err := c.Call(boot.ContMgrRestore, &boot.RestoreOpts{
@@ -135,7 +133,7 @@ func (r *restoring) commands(in *bufio.Reader) {
 		case cmd.Target < 0 || cmd.Target >= len(r.req.Targets):
 			ev.Error = fmt.Sprintf("helper: no target %d", cmd.Target)
 		case cmd.Do == wire.VerbPause || cmd.Do == wire.VerbResume:
-			if err := pauseOne(cmd.Do, r.req.Targets[cmd.Target]); err != nil {
+			if err := steerOne(cmd.Do, r.req.Targets[cmd.Target]); err != nil {
 				ev = ev.Failed(err)
 			}
 		default:
