@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 
 	"github.com/opencomputer/oc/internal/agent/wire"
@@ -72,6 +73,18 @@ func (c *Client) unary(ctx context.Context, op wire.Op, args, result any) error 
 		return err
 	}
 	return k.finished(ctx, result)
+}
+
+// promptTime bounds the calls that the agent answers from memory. It is longer
+// than any pause of a sandbox.
+const promptTime = 2 * time.Minute
+
+// prompt is unary for a call whose answer does not depend on what a guest does:
+// an agent that gives none is not waited for without end.
+func (c *Client) prompt(ctx context.Context, op wire.Op, args, result any) error {
+	ctx, cancel := context.WithTimeout(ctx, promptTime)
+	defer cancel()
+	return c.unary(ctx, op, args, result)
 }
 
 // receive takes a packet in and tells whether it was the call's last. An error

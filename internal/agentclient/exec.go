@@ -55,7 +55,7 @@ func (c *Client) Start(ctx context.Context, req StartRequest) (SessionInfo, erro
 		req.Key = rand.Text()
 	}
 	var s SessionInfo
-	if err := c.unary(ctx, wire.OpExecStart, req, &s); err != nil {
+	if err := c.prompt(ctx, wire.OpExecStart, req, &s); err != nil {
 		return SessionInfo{}, err
 	}
 	return s, checkSession(&s)
@@ -69,7 +69,7 @@ func (c *Client) Sessions(ctx context.Context) ([]SessionInfo, error) {
 // Session describes one session.
 func (c *Client) Session(ctx context.Context, id string) (SessionInfo, error) {
 	var s SessionInfo
-	if err := c.unary(ctx, wire.OpExecInfo, wire.SessionArgs{Session: id}, &s); err != nil {
+	if err := c.prompt(ctx, wire.OpExecInfo, wire.SessionArgs{Session: id}, &s); err != nil {
 		return SessionInfo{}, err
 	}
 	return s, checkSession(&s)
@@ -98,18 +98,18 @@ func (c *Client) WriteStdin(ctx context.Context, id string, off int64, p []byte)
 // CloseStdin ends the input of the session's process, after all that was
 // written. On a terminal it types the end-of-file character.
 func (c *Client) CloseStdin(ctx context.Context, id string) error {
-	return c.unary(ctx, wire.OpExecClose, wire.SessionArgs{Session: id}, nil)
+	return c.prompt(ctx, wire.OpExecClose, wire.SessionArgs{Session: id}, nil)
 }
 
 // Signal sends a signal to the session's process group. If the process has
 // ended it gives a Conflict.
 func (c *Client) Signal(ctx context.Context, id string, signal int) error {
-	return c.unary(ctx, wire.OpExecSignal, wire.SignalArgs{Session: id, Signal: signal}, nil)
+	return c.prompt(ctx, wire.OpExecSignal, wire.SignalArgs{Session: id, Signal: signal}, nil)
 }
 
 // Resize changes the size of the session's terminal.
 func (c *Client) Resize(ctx context.Context, id string, size Size) error {
-	return c.unary(ctx, wire.OpExecResize, wire.ResizeArgs{Session: id, Size: size}, nil)
+	return c.prompt(ctx, wire.OpExecResize, wire.ResizeArgs{Session: id, Size: size}, nil)
 }
 
 // Event is one thing that happens in a session's output.

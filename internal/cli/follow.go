@@ -208,6 +208,9 @@ func (f *follower) abandon(ctx context.Context, cause *outputError) (int, error)
 	return 128 + int(syscall.SIGPIPE), nil
 }
 
+// signalTime bounds how long sending a signal may take.
+const signalTime = 10 * time.Second
+
 // forwardSignals sends the signals that oc receives to the remote process. The
 // second Ctrl-C detaches, and so does a signal that cannot be sent: oc itself
 // must be possible to end.
@@ -235,12 +238,14 @@ func (f *follower) forwardSignals(ctx context.Context, received <-chan os.Signal
 			fmt.Fprintln(f.app.err, "^C sent SIGINT (press again to force-detach)")
 		}
 		wg.Go(func() {
-			err := f.client.KillExec(ctx, f.sandbox, f.session, int(sig))
+			bounded, cancel := context.WithTimeout(ctx, signalTime)
+			defer cancel()
+			err := f.client.KillExec(bounded, f.sandbox, f.session, int(sig))
 			if err == nil || ctx.Err() != nil {
 				return
 			}
 			f.app.warn("cannot send signal %d: %s", int(sig), err)
-			if sig != syscall.SIGINT && retryable(err) {
+			if sig != syscall.SIGINT && (retryable(err) || bounded.Err() != nil) {
 				detach(errDetached)
 			}
 		})

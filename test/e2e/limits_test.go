@@ -3,9 +3,13 @@
 package e2e
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/test/harness"
@@ -142,7 +146,7 @@ func TestGuestCannotReachItsAgentsChannel(t *testing.T) {
 	b.answers()
 
 	// Root inside can break its own sandbox, and no other.
-	for _, attempt := range []string{"kill -9 1", "kill -STOP 1", "echo junk >/proc/1/fd/0", "head -c 900000000 /dev/zero >/run/fill", "rm -rf --no-preserve-root /* 2>/dev/null"} {
+	for _, attempt := range []string{"kill -9 1", "echo junk >/proc/1/fd/0", "head -c 900000000 /dev/zero >/run/fill", "rm -rf --no-preserve-root /* 2>/dev/null"} {
 		victim := create(t, shared, "--memory", "256")
 		out, err := shared.Run(t.Context(), nil, "exec", victim.id, "--user", "root", "--timeout", "20", "--", "bash", "-c", attempt)
 		t.Logf("%s: exit code %d, %v; then it is %s", attempt, out.Code, err, victim.get().Status)
@@ -151,6 +155,38 @@ func TestGuestCannotReachItsAgentsChannel(t *testing.T) {
 	if n, err := strconv.Atoi(bystander.sh("ps -e --no-headers | wc -l")); err != nil || n > 10 {
 		t.Errorf("the bystander has %d processes, %v", n, err)
 	}
+}
+
+// TestSandboxWhoseAgentIsStoppedIsRefusedACheckpoint stops PID 1 as the guest's
+// root. What needs it fails in bounded time; what does not, works.
+func TestSandboxWhoseAgentIsStoppedIsRefusedACheckpoint(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared)
+	b.count()
+	cp := b.checkpoint("well")
+	stop := func() {
+		ctx, cancel := context.WithTimeout(t.Context(), commandTime)
+		defer cancel()
+		c := shared.Command(ctx, "exec", b.id, "--user", "root", "--", "bash", "-c", "kill -STOP 1; sleep 1000")
+		must(t, c.Start())
+		await(t, "the agent is stopped", func() bool {
+			probe, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			_, err := shared.Run(probe, nil, "exec", "list", b.id)
+			return err != nil
+		})
+		must(t, c.Process.Signal(unix.SIGTERM)) // cannot be passed on
+		_ = c.Wait()
+		if code := c.ProcessState.ExitCode(); code != 255 {
+			t.Errorf("oc exec ended with %d", code)
+		}
+	}
+	stop()
+	refused(t, shared, 5, []string{"agent", "no checkpoint was made"}, "checkpoint", "create", b.id, "--name", "sick")
+	b.restore(cp)
+	b.countOn(5)
+	stop()
+	oc(t, shared, "kill", b.id)
 }
 
 // TestKilledSandboxIsGone ends one with everything in it, twice.

@@ -42,6 +42,7 @@ func capture(_ *bufio.Reader, out *events, req wire.Request) error {
 	if err := c.Call(boot.ContMgrWaitRestore, nil, nil); err != nil && !strings.Contains(err.Error(), "is not being restored") {
 		return fmt.Errorf("engine: loading before the checkpoint: %w", err)
 	}
+	warm(t.PID)
 	arena.Prefault(disk.MemoryUsage(t.PID) + disk.Overlay{}.Usage(t.PID))
 	sock, err := arena.Serve()
 	if err != nil {

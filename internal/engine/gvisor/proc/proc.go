@@ -109,3 +109,31 @@ func ended(fd uintptr) bool {
 func SetOOMScore(pid, score int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
 }
+
+// Descendants are the children of a process, their children and so on, at most
+// limit of them.
+func Descendants(pid, limit int) (pids []int) {
+	children := map[int][]int{}
+	es, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	for _, e := range es {
+		child, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child))
+		if err != nil {
+			continue // gone meanwhile
+		}
+		if st, err := parseStat(b); err == nil {
+			children[st.parent] = append(children[st.parent], child)
+		}
+	}
+	for next := children[pid]; len(next) > 0 && len(pids) < limit; next = next[1:] {
+		pids = append(pids, next[0])
+		next = append(next, children[next[0]]...)
+	}
+	return pids
+}

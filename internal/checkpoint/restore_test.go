@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencomputer/oc/internal/checkpoint"
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
+)
+
+func decode(t *testing.T, record []byte) engine.Process {
+	t.Helper()
+	p, err := engine.DecodeProcess(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// damage changes a byte of a stored checkpoint.
+func (n *node) damage(t *testing.T, id string) {
+	t.Helper()
+	path := filepath.Join(n.store.Path(id), "state")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settled waits until only these sandboxes' generations exist, and demands that
+// they do everywhere.
+func (n *node) settled(t *testing.T, ids ...string) {
+	t.Helper()
+	var gens []string
+	for _, id := range ids {
+		gens = append(gens, n.sandbox(t, id).GenerationID)
+	}
+	sandboxtest.Eventually(t, "what was replaced is gone", func() bool {
+		rows, err := n.Meta.Generations(t.Context())
+		return err == nil && len(rows) == len(gens)
+	})
+	n.Exactly(t, gens...)
+}
+
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "before")
+	c := n.checkpoint(t, sb.ID, "x")
+	n.SetState(t, sb.ID, "after")
+	l, err := n.sandboxes.Acquire(t.Context(), n.Org, sb.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Release()
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the users of the old generation are told", l.Changed)
+	if got := n.GetState(t, sb.ID); got != "before" {
+		t.Errorf("its state is %q", got)
+	}
+	again, err := n.sandboxes.Acquire(t.Context(), n.Org, sb.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Release()
+	if _, err := again.Agent.Sessions(t.Context()); err != nil || again.Timeline == l.Timeline {
+		t.Errorf("the new generation: %v, timeline %s, was %s", err, again.Timeline, l.Timeline)
+	}
+	n.settled(t, sb.ID)
+	if next := n.checkpoint(t, sb.ID, "y"); next.ParentID != c.ID {
+		t.Errorf("the next checkpoint descends from %q", next.ParentID)
+	}
+}
+
+// The checkpoint of another sandbox brings its shape; what is the target's own
+// stays.
+func TestRestoreOfAnother(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	from, to := n.box(t, "theirs"), n.box(t, "mine")
+	c := n.checkpoint(t, from.ID, "x")
+	if err := n.checkpoints.Restore(t.Context(), n.Org, to.ID, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if n.GetState(t, to.ID) != "theirs" || n.sandbox(t, to.ID).ID != to.ID {
+		t.Error("not restored")
+	}
+	if list, err := n.checkpoints.List(t.Context(), n.Org, to.ID); err != nil || len(list) != 0 {
+		t.Errorf("the checkpoint moved: %v, %v", list, err)
+	}
+	n.settled(t, from.ID, to.ID)
+}
+
+// Whatever fails before the switch, the sandbox runs on as it was, and nothing
+// of the replacement is left.
+func TestFailedRestore(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{sandboxtest.Restore, sandboxtest.Hold, "damage", "missing"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			sb := n.box(t, "before")
+			c := n.checkpoint(t, sb.ID, "x")
+			n.SetState(t, sb.ID, "after")
+			old := n.sandbox(t, sb.ID).GenerationID
+			want := errStep.Error()
+			switch step {
+			case "damage":
+				n.damage(t, c.ID)
+				want = "checkpoint " + c.ID + " is damaged"
+			case "missing":
+				if err := os.RemoveAll(n.store.Path(c.ID)); err != nil {
+					t.Fatal(err)
+				}
+				want = "checkpoint " + c.ID + " has no data"
+			default:
+				n.failAt(step, errStep)
+			}
+			err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID)
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("restore: %v, want %q", err, want)
+			}
+			n.Engine.Hook(nil)
+			if n.sandbox(t, sb.ID).GenerationID != old || n.GetState(t, sb.ID) != "after" {
+				t.Error("the sandbox is not as it was")
+			}
+			n.settled(t, sb.ID)
+			l, err := n.sandboxes.Acquire(t.Context(), n.Org, sb.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Release()
+			n.checkpoint(t, sb.ID, "y")
+		})
+	}
+}
+
+// A replacement that cannot go on after the switch is an error that is told,
+// not a sandbox that seems to run.
+func TestReplacementCannotGoOn(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "before")
+	c := n.checkpoint(t, sb.ID, "x")
+	n.failAt(sandboxtest.Resume, errStep)
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); !errors.Is(err, errStep) {
+		t.Errorf("restore: %v", err)
+	}
+	if row := n.sandbox(t, sb.ID); row.State != meta.SandboxError || !strings.Contains(row.Reason, "could not go on") {
+		t.Errorf("%s: %s", row.State, row.Reason)
+	}
+	n.Engine.Hook(nil)
+	sandboxtest.Eventually(t, "nothing is left", func() bool {
+		rows, err := n.Meta.Generations(t.Context())
+		return err == nil && len(rows) == 0
+	})
+	n.Empty(t)
+	// One in error can be restored.
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if n.GetState(t, sb.ID) != "before" || n.sandbox(t, sb.ID).State != meta.SandboxRunning {
+		t.Error("not restored")
+	}
+}
+
+// Calls wait while one generation takes over, and go to the new one.
+func TestCallsWaitForTheSwitch(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "before")
+	c := n.checkpoint(t, sb.ID, "x")
+	reached, letGo := n.holdAt(sandboxtest.Resume)
+	defer letGo()
+	done := make(chan error, 1)
+	go func() { done <- n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID) }()
+	await(t, "the switch", reached)
+	lines := make(chan string, 4)
+	var wg sync.WaitGroup
+	for range cap(lines) {
+		wg.Go(func() {
+			l, err := n.sandboxes.Acquire(t.Context(), n.Org, sb.ID)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer l.Release()
+			lines <- l.Timeline
+		})
+	}
+	letGo()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	gen, err := n.Meta.Generation(t.Context(), n.sandbox(t, sb.ID).GenerationID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range cap(lines) {
+		if l := <-lines; l != gen.Timeline {
+			t.Errorf("a call went to %s, the new timeline is %s", l, gen.Timeline)
+		}
+	}
+}
+
+// A kill ends a restore, and both generations.
+func TestKillDuringRestore(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	c := n.checkpoint(t, sb.ID, "x")
+	reached, letGo := n.holdAt(sandboxtest.Restore)
+	defer letGo()
+	done := make(chan error, 1)
+	go func() { done <- n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID) }()
+	await(t, "the restore", reached)
+	if err := n.sandboxes.Kill(t.Context(), n.Org, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !fault.Is(err, fault.Gone) {
+		t.Errorf("restore: %v", err)
+	}
+	n.Empty(t)
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); !fault.Is(err, fault.Invalid) || fault.As(err).Hint == "" {
+		t.Errorf("restore of a stopped one: %v", err)
+	}
+}
+
+func TestSpawn(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "seed")
+	c := n.checkpoint(t, sb.ID, "x")
+	made, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{
+		Count: 4, Name: "w", TimeoutSec: 77, Envs: map[string]string{"K": "v"},
+	})
+	if err != nil || len(made) != 4 {
+		t.Fatalf("%d, %v", len(made), err)
+	}
+	ids := []string{sb.ID}
+	for i, m := range made {
+		ids = append(ids, m.ID)
+		row := n.sandbox(t, m.ID)
+		if row.Name != "w-"+string(rune('1'+i)) || row.TimeoutSec != 77 || row.Envs["K"] != "v" || row.FromCheckpoint != c.ID || row.State != meta.SandboxRunning {
+			t.Errorf("%+v", row)
+		}
+		if n.GetState(t, m.ID) != "seed" {
+			t.Error("its state is not the checkpoint's")
+		}
+	}
+	n.settled(t, ids...)
+	n.SetState(t, made[0].ID, "own")
+	if n.GetState(t, made[1].ID) != "seed" {
+		t.Error("forks share their state")
+	}
+	for _, req := range []checkpoint.SpawnRequest{{Count: -1}, {Count: checkpoint.MaxSpawn + 1}, {TimeoutSec: -1}, {Envs: map[string]string{"1": ""}}} {
+		if _, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, req); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%+v: %v", req, err)
+		}
+	}
+	if _, err := n.checkpoints.Spawn(t.Context(), "org-x", c.ID, checkpoint.SpawnRequest{}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("spawn of a foreign one: %v", err)
+	}
+	n.settled(t, ids...)
+}
+
+// If one of a spawn fails there is none.
+func TestFailedSpawn(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "seed")
+	c := n.checkpoint(t, sb.ID, "x")
+	restores := 0
+	var mu sync.Mutex
+	n.Engine.Hook(func(_ context.Context, step, _ string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if step == sandboxtest.Restore {
+			if restores++; restores == 3 {
+				return errStep
+			}
+		}
+		return nil
+	})
+	if _, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{Count: 4}); !errors.Is(err, errStep) {
+		t.Errorf("spawn: %v", err)
+	}
+	n.settled(t, sb.ID)
+	if rows, err := n.Meta.SandboxesAnyOrg(t.Context()); err != nil || len(rows) != 1 {
+		t.Errorf("rows are left: %v, %v", rows, err)
+	}
+}
+
+// A page that cannot be had after a spawn has returned turns the sandbox to
+// error, with the reason.
+func TestLostWhileLoading(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "seed")
+	c := n.checkpoint(t, sb.ID, "x")
+	reached, letGo := n.holdAt(sandboxtest.Load)
+	made, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the load", reached)
+	if gen, err := n.Meta.Generation(t.Context(), made[0].GenerationID); err != nil || len(gen.Pager) == 0 {
+		t.Errorf("a loading generation has no pager's record: %v", err)
+	}
+	letGo()
+	sandboxtest.Eventually(t, "the load is recorded", func() bool {
+		gen, err := n.Meta.Generation(t.Context(), made[0].GenerationID)
+		return err == nil && len(gen.Pager) == 0
+	})
+	n.failAt(sandboxtest.Load, errStep)
+	made, err = n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{})
+	if err != nil { // lost before it answered
+		if !errors.Is(err, errStep) {
+			t.Errorf("spawn: %v", err)
+		}
+		return
+	}
+	sandboxtest.Eventually(t, "it is in error", func() bool { return n.sandbox(t, made[0].ID).State == meta.SandboxError })
+}
+
+// Spawns beside a delete are complete or a clean refusal.
+func TestSpawnWhileDeleting(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "seed")
+	for range 3 {
+		c := n.checkpoint(t, sb.ID, "x")
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				made, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{})
+				if err != nil {
+					if !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
+						t.Errorf("spawn: %v", err)
+					}
+					return
+				}
+				if got := n.GetState(t, made[0].ID); got != "seed" {
+					t.Errorf("a spawn has the state %q", got)
+				}
+				if err := n.sandboxes.Kill(t.Context(), n.Org, made[0].ID); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Go(func() {
+			if err := n.checkpoints.Delete(t.Context(), n.Org, sb.ID, c.ID); err != nil {
+				t.Errorf("delete: %v", err)
+			}
+		})
+		wg.Wait()
+		if ids, err := n.store.List(); err != nil || len(ids) > 0 {
+			t.Errorf("left in the store: %v, %v", ids, err)
+		}
+	}
+	n.settled(t, sb.ID)
+}
+
+func TestFork(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "seed")
+	c, made, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{Count: 2})
+	if err != nil || len(made) != 2 || c.Status != meta.CheckpointReady || !c.Automatic || !strings.HasPrefix(c.Name, "fork-") {
+		t.Fatalf("%+v, %d, %v", c, len(made), err)
+	}
+	n.failAt(sandboxtest.Capture, errStep)
+	if c, made, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{}); !errors.Is(err, errStep) || len(made) != 0 || n.row(t, c.ID).Status != meta.CheckpointFailed {
+		t.Errorf("%+v, %d, %v", c, len(made), err)
+	}
+}
+
+// A new server finds no row that says more than there is, and no artefact
+// without a row.
+func TestRecovery(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	good, lost, going := n.checkpoint(t, sb.ID, "good"), n.checkpoint(t, sb.ID, "lost"), n.checkpoint(t, sb.ID, "going")
+	n.stop()
+	if err := n.store.Delete(lost.ID); err != nil {
+		t.Fatal(err)
+	}
+	going.Status = meta.CheckpointDeleting
+	half := meta.Checkpoint{OrgID: n.Org, SandboxID: sb.ID, Name: "half", Kind: "full", Status: meta.CheckpointProcessing}
+	if err := errors.Join(n.Meta.UpdateCheckpoint(t.Context(), &going), n.Meta.InsertCheckpoint(t.Context(), &half, 0),
+		os.CopyFS(n.store.Path(half.ID), os.DirFS(n.store.Path(good.ID))), os.CopyFS(n.store.Path("cp-norow"), os.DirFS(n.store.Path(good.ID)))); err != nil {
+		t.Fatal(err)
+	}
+	n.start(t)
+	for id, want := range map[string]meta.CheckpointStatus{good.ID: meta.CheckpointReady, lost.ID: meta.CheckpointFailed, half.ID: meta.CheckpointFailed} {
+		if got := n.row(t, id); got.Status != want || want == meta.CheckpointFailed && got.ErrorMsg == "" {
+			t.Errorf("%s is %s (%s), want %s", got.Name, got.Status, got.ErrorMsg, want)
+		}
+	}
+	if _, err := n.Meta.CheckpointAnyOrg(t.Context(), going.ID); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a deletion was not finished: %v", err)
+	}
+	if ids, err := n.store.List(); err != nil || len(ids) != 1 || ids[0] != good.ID {
+		t.Errorf("in the store: %v, %v", ids, err)
+	}
+	n.checkpoint(t, sb.ID, "half") // the name is free
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, good.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// A sandbox whose channel nobody holds any more is saved through a capture.
+func TestRescue(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "precious")
+	n.stop()
+	if err := n.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
+		t.Fatal(err)
+	}
+	n.start(t)
+	row := n.sandbox(t, sb.ID)
+	if row.State != meta.SandboxRunning || row.GenerationID == sb.GenerationID || n.GetState(t, sb.ID) != "precious" {
+		t.Fatalf("%+v", row)
+	}
+	n.settled(t, sb.ID)
+	list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
+	if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Name, "recovered-") {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestTree(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	a, alone := n.box(t, "s"), n.box(t, "s")
+	one := n.checkpoint(t, a.ID, "one")
+	made, err := n.checkpoints.Spawn(t.Context(), n.Org, one.ID, checkpoint.SpawnRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := n.checkpoint(t, a.ID, "two")
+	three := n.checkpoint(t, made[0].ID, "three")
+	want := map[string]string{a.ID: "", one.ID: a.ID, made[0].ID: one.ID, two.ID: one.ID, three.ID: one.ID}
+	for _, root := range []string{a.ID, made[0].ID} {
+		nodes, err := n.checkpoints.Tree(t.Context(), n.Org, root)
+		if err != nil || len(nodes) != len(want) {
+			t.Errorf("Tree(%s): %v, %v", root, nodes, err)
+		}
+		seen := map[string]bool{"": true}
+		for _, node := range nodes {
+			if p, ok := want[node.ID]; !ok || p != node.ParentID || !seen[p] {
+				t.Errorf("%s descends from %q", node.ID, node.ParentID)
+			}
+			seen[node.ID] = true
+		}
+	}
+	if nodes, err := n.checkpoints.Tree(t.Context(), n.Org, alone.ID); err != nil || len(nodes) != 1 {
+		t.Errorf("Tree of one alone: %v, %v", nodes, err)
+	}
+	if nodes, err := n.checkpoints.Tree(t.Context(), n.Org, ""); err != nil || len(nodes) != len(want)+1 {
+		t.Errorf("Tree: %v, %v", nodes, err)
+	}
+	if _, err := n.checkpoints.Tree(t.Context(), "org-x", a.ID); !fault.Is(err, fault.NotFound) {
+		t.Errorf("Tree of a foreign one: %v", err)
+	}
+}

@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencomputer/oc/internal/checkpoint"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+func TestMain(m *testing.M) {
+	sandboxtest.MaybeAgent()
+	os.Exit(m.Run())
+}
+
+// node is a server on a world: both services and the store.
+type node struct {
+	*sandboxtest.World
+	dir         string
+	store       *store.Dir
+	sandboxes   *sandbox.Service
+	checkpoints *checkpoint.Service
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{World: sandboxtest.New(t), dir: filepath.Join(t.TempDir(), "checkpoints")}
+	n.start(t)
+	t.Cleanup(func() { n.stop() })
+	return n
+}
+
+// start is the start of a server.
+func (n *node) start(t *testing.T) {
+	t.Helper()
+	var err error
+	if n.store, err = store.OpenDir(n.dir); err != nil {
+		t.Fatal(err)
+	}
+	n.sandboxes = sandbox.New(n.Config(t))
+	n.checkpoints = checkpoint.New(checkpoint.Config{
+		Meta: n.Meta, Sandboxes: n.sandboxes, Engine: n.Engine, Images: n.World, Store: n.store, Budget: 1 << 30, Log: n.Log,
+	})
+	if err := errors.Join(n.checkpoints.Start(t.Context()), n.sandboxes.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stop is its end.
+func (n *node) stop() {
+	n.checkpoints.Close()
+	n.sandboxes.Close()
+}
+
+func (n *node) box(t *testing.T, state string) meta.Sandbox {
+	t.Helper()
+	sb, err := n.sandboxes.Create(t.Context(), n.Org, sandbox.CreateRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.SetState(t, sb.ID, state)
+	return sb
+}
+
+func (n *node) checkpoint(t *testing.T, sandboxID, name string) meta.Checkpoint {
+	t.Helper()
+	c, err := n.checkpoints.Create(t.Context(), n.Org, sandboxID, checkpoint.CreateRequest{Name: name})
+	if err != nil {
+		t.Fatalf("checkpoint %s: %v", name, err)
+	}
+	return c
+}
+
+func (n *node) row(t *testing.T, id string) meta.Checkpoint {
+	t.Helper()
+	c, err := n.Meta.CheckpointAnyOrg(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (n *node) sandbox(t *testing.T, id string) meta.Sandbox {
+	t.Helper()
+	sb, err := n.Meta.SandboxAnyOrg(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sb
+}
+
+// failAt makes the engine's step fail.
+func (n *node) failAt(step string, err error) {
+	n.Engine.Hook(func(_ context.Context, s, _ string) error {
+		if s == step {
+			return err
+		}
+		return nil
+	})
+}
+
+// holdAt makes the engine wait at a step until it is let go or its caller
+// leaves; reached is closed at the first one.
+func (n *node) holdAt(step string) (reached <-chan struct{}, letGo func()) {
+	at, free := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	n.Engine.Hook(func(ctx context.Context, s, _ string) error {
+		if s != step {
+			return nil
+		}
+		once.Do(func() { close(at) })
+		select {
+		case <-free:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	return at, sync.OnceFunc(func() { close(free) })
+}
+
+func await(t *testing.T, what string, ch <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-ch:
+	case <-time.After(sandboxtest.Patience):
+		t.Fatalf("timed out: %s", what)
+	}
+}
+
+var errStep = errors.New("the step broke")
+
+func TestCreate(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "one")
+	c := n.checkpoint(t, sb.ID, "first")
+	if c.Status != meta.CheckpointReady || c.ReadyAt == nil || c.SizeBytes != 3 || c.AddedBytes <= c.SizeBytes || c.Kind != "full" || c.ParentID != "" {
+		t.Errorf("%+v", c)
+	}
+	if got := n.row(t, c.ID); got.Status != meta.CheckpointReady || got.CPUs != sb.CPUs || got.MemoryMB != sb.MemoryMB {
+		t.Errorf("its row: %+v", got)
+	}
+	img, err := n.store.Open(c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := img.Manifest(); m.Sandbox != sb.ID || m.ImageHash != "image" || m.Shape.CPUs != sb.CPUs {
+		t.Errorf("its manifest: %+v", m)
+	}
+	img.Close()
+	second := n.checkpoint(t, sb.ID, "second")
+	if second.ParentID != c.ID {
+		t.Errorf("the second descends from %q", second.ParentID)
+	}
+	list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
+	if err != nil || len(list) != 2 || list[0].ID != second.ID {
+		t.Errorf("List: %v, %v", list, err)
+	}
+	if n.GetState(t, sb.ID) != "one" || n.sandbox(t, sb.ID).State != meta.SandboxRunning {
+		t.Error("the sandbox noticed")
+	}
+}
+
+func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "")
+	n.checkpoint(t, sb.ID, "taken")
+	stopped := n.box(t, "")
+	if err := n.sandboxes.Kill(t.Context(), n.Org, stopped.ID); err != nil {
+		t.Fatal(err)
+	}
+	for what, tt := range map[string]struct {
+		org, id string
+		req     checkpoint.CreateRequest
+		kind    fault.Kind
+	}{
+		"unknown sandbox": {n.Org, "sb-none", checkpoint.CreateRequest{Name: "x"}, fault.NotFound},
+		"foreign sandbox": {"org-x", sb.ID, checkpoint.CreateRequest{Name: "x"}, fault.NotFound},
+		"stopped sandbox": {n.Org, stopped.ID, checkpoint.CreateRequest{Name: "x"}, fault.Invalid},
+		"no name":         {n.Org, sb.ID, checkpoint.CreateRequest{}, fault.Invalid},
+		"long name":       {n.Org, sb.ID, checkpoint.CreateRequest{Name: strings.Repeat("x", 101)}, fault.Invalid},
+		"taken name":      {n.Org, sb.ID, checkpoint.CreateRequest{Name: "taken"}, fault.Conflict},
+		"disk only":       {n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Kind: "disk_only"}, fault.Invalid},
+		"kind":            {n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Kind: "half"}, fault.Invalid},
+		"mode":            {n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Retention: checkpoint.Retention{Mode: "x"}}, fault.Invalid},
+		"count":           {n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Retention: checkpoint.Retention{Mode: "delete_oldest", MaxCount: 11}}, fault.Invalid},
+	} {
+		if _, err := n.checkpoints.Create(t.Context(), tt.org, tt.id, tt.req); !fault.Is(err, tt.kind) {
+			t.Errorf("%s: %v, want %s", what, err, tt.kind)
+		}
+	}
+	if list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID); err != nil || len(list) != 1 {
+		t.Errorf("rows are left: %v, %v", list, err)
+	}
+}
+
+// A checkpoint that fails says why, leaves nothing in the store, and frees its
+// name; the sandbox runs on.
+func TestFailedCreate(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "kept")
+	n.failAt(sandboxtest.Capture, errStep)
+	if _, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x"}); !errors.Is(err, errStep) {
+		t.Errorf("create: %v", err)
+	}
+	list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
+	if err != nil || len(list) != 1 || list[0].Status != meta.CheckpointFailed || list[0].ErrorMsg != errStep.Error() || list[0].FailedAt == nil {
+		t.Fatalf("its row: %+v, %v", list, err)
+	}
+	if _, err := n.checkpoints.Spawn(t.Context(), n.Org, list[0].ID, checkpoint.SpawnRequest{}); !fault.Is(err, fault.Invalid) || !strings.Contains(fault.As(err).Hint, errStep.Error()) {
+		t.Errorf("spawn of a failed one: %v", err)
+	}
+	n.Engine.Hook(nil)
+	if ids, err := n.store.List(); err != nil || len(ids) > 0 {
+		t.Errorf("left in the store: %v, %v", ids, err)
+	}
+	n.checkpoint(t, sb.ID, "x")
+	if n.GetState(t, sb.ID) != "kept" {
+		t.Error("the sandbox noticed")
+	}
+}
+
+// Checkpoints of one sandbox are made one after the other; all get ready.
+func TestParallelCreates(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	var at, most atomic.Int32
+	n.Engine.Hook(func(context.Context, string, string) error {
+		most.Store(max(most.Load(), at.Add(1)))
+		time.Sleep(0)
+		at.Add(-1)
+		return nil
+	})
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			c, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: fmt.Sprint(i)})
+			if err != nil || c.Status != meta.CheckpointReady {
+				t.Errorf("%d: %s, %v", i, c.Status, err)
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() != 1 {
+		t.Errorf("%d captures at once", most.Load())
+	}
+}
+
+// The limit holds however many are made at once, and good ones are not given
+// up for ones that fail.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	var wg sync.WaitGroup
+	var made atomic.Int32
+	for i := range 2 * checkpoint.MaxPerSandbox {
+		wg.Go(func() {
+			_, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: fmt.Sprint(i)})
+			if err == nil {
+				made.Add(1)
+			} else if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "limit") {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if made.Load() != checkpoint.MaxPerSandbox {
+		t.Errorf("%d were made, the limit is %d", made.Load(), checkpoint.MaxPerSandbox)
+	}
+	n.failAt(sandboxtest.Capture, errStep)
+	oldest := checkpoint.Retention{Mode: "delete_oldest", MaxCount: 3}
+	if _, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "bad", Retention: oldest}); !errors.Is(err, errStep) {
+		t.Errorf("create: %v", err)
+	}
+	if ids, err := n.store.List(); err != nil || len(ids) != checkpoint.MaxPerSandbox {
+		t.Errorf("after a failure %d are left, %v", len(ids), err)
+	}
+	n.Engine.Hook(nil)
+	c, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "new", Retention: oldest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, err := n.store.List()
+	if err != nil || len(ids) != 3 || !slices.Contains(ids, c.ID) {
+		t.Errorf("after retention %v are left, %v", ids, err)
+	}
+	// Automatic ones are outside of it all.
+	if _, _, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{}); err != nil {
+		t.Error(err)
+	}
+	for i := range checkpoint.MaxPerSandbox - 3 {
+		n.checkpoint(t, sb.ID, fmt.Sprintf("again %d", i))
+	}
+}
+
+// Without waiting the row comes back processing, and gets ready by itself; also
+// when the caller leaves.
+func TestNoWait(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	reached, letGo := n.holdAt(sandboxtest.Capture)
+	defer letGo()
+	c, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", NoWait: true})
+	if err != nil || c.Status != meta.CheckpointProcessing {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	await(t, "the capture", reached)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	left, err := n.checkpoints.Create(ctx, n.Org, sb.ID, checkpoint.CreateRequest{Name: "y"})
+	if err == nil && left.Status != meta.CheckpointProcessing || err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller who left: %+v, %v", left, err)
+	}
+	if err := n.checkpoints.Delete(t.Context(), n.Org, sb.ID, c.ID); !fault.Is(err, fault.Conflict) {
+		t.Errorf("Delete while it is made: %v", err)
+	}
+	letGo()
+	// A restore waits for it.
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); err != nil {
+		t.Errorf("restore of one that was being made: %v", err)
+	}
+	if got := n.row(t, c.ID); got.Status != meta.CheckpointReady {
+		t.Errorf("it is %s", got.Status)
+	}
+}
+
+// A kill ends a checkpoint that is being made, and nothing of it is left.
+func TestKillDuringCheckpoint(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	reached, letGo := n.holdAt(sandboxtest.Capture)
+	defer letGo()
+	c, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", NoWait: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the capture", reached)
+	if err := n.sandboxes.Kill(t.Context(), n.Org, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	n.Empty(t)
+	sandboxtest.Eventually(t, "it has failed", func() bool { return n.row(t, c.ID).Status == meta.CheckpointFailed })
+	if got := n.row(t, c.ID); !strings.Contains(got.ErrorMsg, "was killed") {
+		t.Errorf("its reason: %s", got.ErrorMsg)
+	}
+	if ids, err := n.store.List(); err != nil || len(ids) > 0 {
+		t.Errorf("left in the store: %v, %v", ids, err)
+	}
+}
+
+// A sandbox whose agent does not answer is not captured.
+func TestSickSandbox(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Log("waits for the agent's time")
+	}
+	n := newNode(t)
+	sb := n.box(t, "s")
+	run, err := n.Meta.Generation(t.Context(), sb.GenerationID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := decode(t, run.Process)
+	if err := n.Engine.Pause(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	_, err = n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x"})
+	if !fault.Is(err, fault.Unavailable) || fault.As(err).Hint == "" {
+		t.Errorf("create: %v", err)
+	}
+	if err := n.Engine.Resume(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	n.checkpoint(t, sb.ID, "x")
+}
+
+func TestDelete(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb, other := n.box(t, "s"), n.box(t, "o")
+	c := n.checkpoint(t, sb.ID, "x")
+	for what, tt := range map[string]struct {
+		org, sandbox, id string
+		kind             fault.Kind
+	}{
+		"foreign":       {"org-x", sb.ID, c.ID, fault.NotFound},
+		"other sandbox": {n.Org, other.ID, c.ID, fault.Invalid},
+		"unknown":       {n.Org, sb.ID, "cp-none", fault.NotFound},
+	} {
+		if err := n.checkpoints.Delete(t.Context(), tt.org, tt.sandbox, tt.id); !fault.Is(err, tt.kind) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := n.checkpoints.Delete(t.Context(), n.Org, sb.ID, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.checkpoints.Delete(t.Context(), n.Org, sb.ID, c.ID); !fault.Is(err, fault.NotFound) {
+		t.Errorf("Delete again: %v", err)
+	}
+	if ids, err := n.store.List(); err != nil || len(ids) > 0 {
+		t.Errorf("left in the store: %v, %v", ids, err)
+	}
+	n.checkpoint(t, sb.ID, "x") // the name is free
+}
+
+// An idle sandbox is checkpointed before it is stopped, and can be had again.
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "precious")
+	if err := n.sandboxes.SetTimeout(t.Context(), n.Org, sb.ID, 60); err != nil {
+		t.Fatal(err)
+	}
+	n.failAt(sandboxtest.Capture, errStep)
+	n.Clock.Advance(61 * time.Second)
+	sandboxtest.Eventually(t, "a failed attempt", func() bool {
+		list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
+		return err == nil && len(list) == 1 && list[0].Status == meta.CheckpointFailed
+	})
+	if row := n.sandbox(t, sb.ID); row.State != meta.SandboxRunning {
+		t.Fatalf("a sandbox that could not be saved is %s", row.State)
+	}
+	n.Engine.Hook(nil)
+	sandboxtest.Eventually(t, "it is stopped", func() bool {
+		n.Clock.Advance(61 * time.Second)
+		return n.sandbox(t, sb.ID).State == meta.SandboxStopped
+	})
+	list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
+	if err != nil || list[0].Status != meta.CheckpointReady || !strings.HasPrefix(list[0].Name, "expired-") || len(list[0].Name) != len("expired-")+8 || !list[0].Automatic {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	made, err := n.checkpoints.Spawn(t.Context(), n.Org, list[0].ID, checkpoint.SpawnRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.GetState(t, made[0].ID) != "precious" {
+		t.Error("its state is lost")
+	}
+}
