@@ -116,7 +116,7 @@ func (o *ours) Forget(ctx context.Context, img image) error {
 }
 
 func (o *ours) Restore(ctx context.Context, b box, img image) error {
-	if _, err := o.server.client.RestoreCheckpoint(ctx, string(b), img.id); err != nil {
+	if _, err := o.server.client.RestoreCheckpoint(ctx, string(b), img.id, client.RestoreRequest{NoSave: true}); err != nil {
 		return fmt.Errorf("oc: restore: %w", err)
 	}
 	return o.Exec(ctx, b)

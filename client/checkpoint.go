@@ -27,6 +27,7 @@ type Checkpoint struct {
 	SandboxConfig map[string]any `json:"sandboxConfig" doc:"Shape of the sandbox: template, cpuCount, memoryMB, diskMB"`
 	Kind          string         `json:"kind" doc:"full or disk_only"`
 	Status        string         `json:"status" doc:"processing, ready or failed"`
+	Unverified    bool           `json:"unverified,omitempty" doc:"Taken without the agent's help, of a sandbox that was not well"`
 	ParentID      string         `json:"parentId,omitempty" doc:"Checkpoint that this state descends from"`
 	Automatic     bool           `json:"automatic,omitempty" doc:"Made by the server itself"`
 	SizeBytes     int64          `json:"sizeBytes" doc:"Logical size of the state"`
@@ -88,19 +89,27 @@ func (c *Client) WaitCheckpoint(ctx context.Context, checkpointID string) (Check
 	}
 }
 
+// RestoreRequest says how to restore.
+type RestoreRequest struct {
+	NoSave bool `json:"noSave,omitempty" doc:"Lose the present state instead of keeping it as an automatic checkpoint"`
+}
+
 // RestoreResult answers a restore. All values are strings: released clients
 // decode a map of strings.
 type RestoreResult struct {
 	SandboxID    string `json:"sandboxId"`
 	CheckpointID string `json:"checkpointId"`
 	Status       string `json:"status" doc:"restored"`
+	// SavedCheckpointID is the automatic checkpoint of the state before.
+	SavedCheckpointID string `json:"savedCheckpointId,omitempty"`
+	Note              string `json:"note,omitempty" doc:"What is special about the saved state, or why there is none"`
 }
 
 // RestoreCheckpoint puts a sandbox back to a checkpoint, its own or another of
-// the org, and returns when it runs there.
-func (c *Client) RestoreCheckpoint(ctx context.Context, sandboxID, checkpointID string) (RestoreResult, error) {
+// the org, and returns when it runs there and its state before is kept.
+func (c *Client) RestoreCheckpoint(ctx context.Context, sandboxID, checkpointID string, req RestoreRequest) (RestoreResult, error) {
 	var res RestoreResult
-	return res, c.call(ctx, "POST", path("sandboxes", sandboxID, "checkpoints", checkpointID, "restore"), nil, &res)
+	return res, c.call(ctx, "POST", path("sandboxes", sandboxID, "checkpoints", checkpointID, "restore"), req, &res)
 }
 
 // SpawnRequest says what sandboxes to make of a checkpoint.

@@ -16,6 +16,9 @@ type ExecRequest struct {
 	Cwd     string            `json:"cwd,omitempty" doc:"Default: the user's home"`
 	User    string            `json:"user,omitempty" doc:"Default: sandbox, or root where there is no such user"`
 	Timeout int               `json:"timeout,omitempty" doc:"Seconds; 0 = none for a session, 60 for a run"`
+	// Detach says that nobody will attach soon. Otherwise a session's output
+	// waits for the first attach, for half a minute at most.
+	Detach bool `json:"detach,omitempty" doc:"Nobody attaches soon: of much output keep the newest, instead of waiting for a reader"`
 	// Key makes a start happen once however often it is sent: a second one with
 	// the same key answers with the first one's session.
 	Key string `json:"key,omitempty" doc:"Unique key of the caller's that makes the call idempotent"`

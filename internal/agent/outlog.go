@@ -264,6 +264,13 @@ func (l *outlog) attach(at func(start, end int64) (int64, error)) (r *reader, mi
 	return r, missing, l.end, nil
 }
 
+// hold keeps the place of a reader that is to come, from the first byte on.
+func (l *outlog) hold() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.readers[&reader{lost: true, epoch: l.epoch}] = struct{}{}
+}
+
 func (l *outlog) detach(r *reader) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -47,6 +47,9 @@ func (a *Agent) startSession(req wire.StartRequest) (*session, error) {
 		id: newID("es-"), key: req.Key, user: u.name, cwd: cwd, argv: req.Argv,
 		startedAt: time.Now(), log: newOutlog(req.Output),
 	}
+	if req.Hold {
+		s.log.hold()
+	}
 	env := environment(u, req.TTY != nil, req.Env)
 	path, err := program(req.Argv[0], env, cwd)
 	if err == nil {

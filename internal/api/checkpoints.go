@@ -75,9 +75,23 @@ type sandboxCheckpointInput struct {
 	Checkpoint string `path:"checkpoint" doc:"Checkpoint id"`
 }
 
-func (s *Server) restoreCheckpoint(ctx context.Context, in *sandboxCheckpointInput) (client.RestoreResult, error) {
-	err := s.cfg.Checkpoints.Restore(ctx, orgOf(ctx), in.ID, in.Checkpoint)
-	return client.RestoreResult{SandboxID: in.ID, CheckpointID: in.Checkpoint, Status: "restored"}, err
+func (s *Server) restoreCheckpoint(ctx context.Context, in *restoreInput) (client.RestoreResult, error) {
+	res := client.RestoreResult{SandboxID: in.ID, CheckpointID: in.Checkpoint, Status: "restored"}
+	if in.Body.NoSave {
+		return res, s.cfg.Checkpoints.Restore(ctx, orgOf(ctx), in.ID, in.Checkpoint)
+	}
+	saved, err := s.cfg.Checkpoints.RestoreSaving(ctx, orgOf(ctx), in.ID, in.Checkpoint)
+	if saved.Checkpoint != nil {
+		res.SavedCheckpointID = saved.Checkpoint.ID
+	}
+	res.Note = saved.Note
+	return res, err
+}
+
+type restoreInput struct {
+	ID         string `path:"id" doc:"Sandbox id"`
+	Checkpoint string `path:"checkpoint" doc:"Checkpoint id"`
+	Body       client.RestoreRequest
 }
 
 func (s *Server) deleteCheckpoint(ctx context.Context, in *sandboxCheckpointInput) error {

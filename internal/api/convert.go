@@ -49,7 +49,7 @@ func checkpointOut(cp meta.Checkpoint) client.Checkpoint {
 			"template": cp.Template, "cpuCount": cp.CPUs, "memoryMB": cp.MemoryMB, "diskMB": cp.DiskMB,
 		},
 		Kind: cp.Kind, Status: string(cp.Status),
-		ParentID: cp.ParentID, Automatic: cp.Automatic,
+		ParentID: cp.ParentID, Automatic: cp.Automatic, Unverified: cp.Unverified,
 		SizeBytes: cp.SizeBytes, AddedBytes: cp.AddedBytes,
 		CreatedAt: cp.CreatedAt.UTC(), ErrorMsg: cp.ErrorMsg, FailedAt: cp.FailedAt,
 	}

@@ -47,7 +47,7 @@ func (s *Server) startExec(ctx context.Context, in *execInput) (client.ExecSessi
 	}
 	req := wire.StartRequest{
 		Key: first(b.Key, newID(16)), Argv: append([]string{b.Cmd}, b.Args...),
-		Cwd: b.Cwd, User: b.User, Timeout: float64(b.Timeout),
+		Cwd: b.Cwd, User: b.User, Timeout: float64(b.Timeout), Hold: !b.Detach,
 	}
 	info, err := s.startSession(ctx, in.ID, req, b.Envs)
 	return sessionOut(in.ID, info), err

@@ -43,7 +43,7 @@ func (s *Server) openPTY(ctx context.Context, in *ptyInput) (client.PTYSession, 
 	if in.Body.Shell != "" {
 		argv = []string{in.Body.Shell}
 	}
-	info, err := s.startSession(ctx, in.ID, wire.StartRequest{Key: newID(16), Argv: argv, TTY: &size}, nil)
+	info, err := s.startSession(ctx, in.ID, wire.StartRequest{Key: newID(16), Argv: argv, TTY: &size, Hold: true}, nil)
 	return client.PTYSession{SessionID: info.ID, SandboxID: in.ID}, err
 }
 

@@ -51,7 +51,7 @@ func (s *Server) startRun(ctx context.Context, sandboxID string, b *client.ExecR
 	}
 	info, err := s.startSession(ctx, sandboxID, wire.StartRequest{
 		Key: first(b.Key, newID(16)), Argv: argv,
-		Cwd: b.Cwd, User: b.User, Timeout: float64(timeout), Output: maxCapture,
+		Cwd: b.Cwd, User: b.User, Timeout: float64(timeout), Output: maxCapture, Hold: true,
 	}, b.Envs)
 	if err != nil {
 		return info, err

@@ -29,6 +29,7 @@ type Checkpoints interface {
 	List(ctx context.Context, orgID, sandboxID string) ([]meta.Checkpoint, error)
 	Get(ctx context.Context, orgID, id string) (meta.Checkpoint, error)
 	Restore(ctx context.Context, orgID, sandboxID, checkpointID string) error
+	RestoreSaving(ctx context.Context, orgID, sandboxID, checkpointID string) (checkpoint.Saved, error)
 	Spawn(ctx context.Context, orgID, checkpointID string, req checkpoint.SpawnRequest) ([]meta.Sandbox, error)
 	Fork(ctx context.Context, orgID, sandboxID string, req checkpoint.SpawnRequest) (meta.Checkpoint, []meta.Sandbox, error)
 	Delete(ctx context.Context, orgID, sandboxID, checkpointID string) error

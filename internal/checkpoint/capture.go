@@ -37,30 +37,28 @@ func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Ch
 	if err != nil {
 		return err
 	}
-	if len(gen.Pager) > 0 {
-		if pager, err := engine.DecodeProcess(gen.Pager); err == nil {
-			s.cfg.Engine.Hurry(pager) // the capture waits for it
-		}
-	}
-	capt, err := s.cfg.Engine.Capture(ctx, run.Process(), s.cfg.Budget)
+	s.hurry(gen)
+	capt, err := s.freeze(ctx, run.Process(), gen)
 	if err != nil {
 		return err
 	}
 	defer capt.Close()
-	return s.keep(ctx, run.Process(), gen, capt, c)
-}
-
-// keep stores a capture and marks its row ready.
-func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Generation, capt *engine.Capture, c *meta.Checkpoint) error {
 	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
 	if err != nil {
 		return err
 	}
+	c.ParentID = sb.LastCheckpoint
+	return s.keep(ctx, run.Process(), gen, capt, c, true)
+}
+
+// keep stores a capture and marks its row ready. head tells whether the
+// sandbox's state descends from it.
+func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Generation, capt *engine.Capture, c *meta.Checkpoint, head bool) error {
 	img, err := s.cfg.Meta.Image(ctx, gen.ImageHash)
 	if err != nil {
 		return err
 	}
-	c.ParentID, c.ImageHash, c.TreeHash, c.Build = sb.LastCheckpoint, img.Hash, img.TreeHash, proc.Build
+	c.ImageHash, c.TreeHash, c.Build = img.Hash, img.TreeHash, proc.Build
 	c.CPUs, c.MemoryMB, c.DiskMB = gen.CPUs, gen.MemoryMB, gen.DiskMB
 	need := s.cfg.Engine.Requirements()
 	need.Engine = proc.Engine // of the build that wrote it, which may be an earlier one
@@ -80,7 +78,9 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 		if err != nil {
 			return err
 		}
-		sb.LastCheckpoint = c.ID
+		if head {
+			sb.LastCheckpoint = c.ID
+		}
 		return errors.Join(tx.UpdateCheckpoint(ctx, c), tx.UpdateSandbox(ctx, &sb))
 	})
 	if err != nil {
@@ -100,7 +100,12 @@ func (s *Service) preflight(ctx context.Context, run *sandbox.Run) error {
 		return fault.Wrap(fault.Unavailable, err, "the sandbox's agent does not answer; no checkpoint was made").
 			WithHint("the sandbox runs on; see whether it is out of memory or processes")
 	}
-	mem, disk := s.cfg.Engine.Usage(run.Process())
+	return s.roomFor(run.Process())
+}
+
+// roomFor refuses a capture whose result the data disk has no room for.
+func (s *Service) roomFor(p engine.Process) error {
+	mem, disk := s.cfg.Engine.Usage(p)
 	free, err := s.cfg.Store.Free()
 	if err != nil {
 		return err
@@ -110,6 +115,17 @@ func (s *Service) preflight(ctx context.Context, run *sandbox.Run) error {
 			WithHint("free some space, for instance by deleting checkpoints, and try again")
 	}
 	return nil
+}
+
+// hurry has a generation that is still loading load at full rate: the capture
+// waits for it.
+func (s *Service) hurry(gen meta.Generation) {
+	if len(gen.Pager) == 0 {
+		return
+	}
+	if pager, err := engine.DecodeProcess(gen.Pager); err == nil {
+		s.cfg.Engine.Hurry(pager)
+	}
 }
 
 // expire saves a sandbox that nobody used for its timeout.

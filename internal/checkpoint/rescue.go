@@ -19,14 +19,14 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 	if err != nil {
 		return err
 	}
-	c := meta.Checkpoint{OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName("recovered"), Kind: kindFull, Automatic: true}
+	c := meta.Checkpoint{OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName("recovered"), Kind: kindFull, Automatic: true, Unverified: true, ParentID: sb.LastCheckpoint}
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return err
 	}
-	capt, err := s.cfg.Engine.Capture(ctx, proc, s.cfg.Budget)
+	capt, err := s.freeze(ctx, proc, gen)
 	if err == nil {
 		defer capt.Close()
-		err = s.keep(ctx, proc, gen, capt, &c)
+		err = s.keep(ctx, proc, gen, capt, &c, true)
 	}
 	if err != nil {
 		s.fail(ctx, &c, err)
@@ -41,5 +41,5 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 	if err != nil {
 		return err
 	}
-	return op.Replace(ctx, restored, func(row *meta.Sandbox) { row.LastCheckpoint = c.ID })
+	return op.Replace(ctx, restored, func(row *meta.Sandbox) { row.LastCheckpoint = c.ID }, nil)
 }

@@ -73,7 +73,8 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img *store.Image
 	}
 	src = sandbox.Source{
 		Checkpoint: c.ID, Artefact: engine.Source{Dir: s.cfg.Store.Path(c.ID), Build: m.Build, Engine: m.Requirements.Engine},
-		Image: sandbox.Image{Template: c.Template, TreeHash: m.TreeHash, Hash: m.ImageHash, Path: path},
+		Image:  sandbox.Image{Template: c.Template, TreeHash: m.TreeHash, Hash: m.ImageHash, Path: path},
+		Memory: loads(img),
 	}
 	return img, src, func() { img.Close(); unlock() }, nil
 }
@@ -81,8 +82,13 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img *store.Image
 // Restore puts a sandbox back to a checkpoint of its org: its own or another
 // sandbox's. Everything is verified, and the replacement is up and probed,
 // before the running generation is touched; after an error it runs on as
-// before.
+// before. What it replaces is not kept: see RestoreSaving.
 func (s *Service) Restore(ctx context.Context, orgID, sandboxID, id string) error {
+	return s.restore(ctx, orgID, sandboxID, id, nil)
+}
+
+// restore is Restore; saver, unless nil, keeps what is replaced.
+func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, saver *saver) error {
 	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
 	if err != nil {
 		return err
@@ -102,7 +108,11 @@ func (s *Service) Restore(ctx context.Context, orgID, sandboxID, id string) erro
 	defer release()
 	verified := make(chan error, 1) // beside the bringing up of the replacement
 	verifyCtx, cancel := context.WithCancel(ctx)
-	defer func() { cancel(); <-verified }()
+	defer func() {
+		cancel()
+		for range verified { // until it has ended
+		}
+	}()
 	go func() {
 		defer close(verified)
 		verified <- img.Verify(verifyCtx)
@@ -126,7 +136,7 @@ func (s *Service) Restore(ctx context.Context, orgID, sandboxID, id string) erro
 		return op.Replace(ctx, restored, func(row *meta.Sandbox) {
 			row.CPUs, row.DiskMB, row.MemoryMB = sb.CPUs, sb.DiskMB, sb.MemoryMB
 			row.LastCheckpoint = c.ID // what its next checkpoint descends from
-		})
+		}, saver.saves(sb))
 	})
 }
 

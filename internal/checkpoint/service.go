@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
@@ -25,7 +26,8 @@ type Config struct {
 	Engine    engine.Driver
 	Images    sandbox.Images
 	Store     *store.Dir
-	Budget    int64 // memory that one capture may take, in bytes; larger ones go through the disk
+	Memory    *admission.Ledger // admits the memory of captures; nil: all of it
+	Budget    int64             // memory that one capture may take, in bytes; larger ones go through the disk
 	Log       *slog.Logger
 }
 
@@ -58,6 +60,7 @@ func New(cfg Config) *Service {
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel}
 	cfg.Sandboxes.OnExpire(s.expire)
 	cfg.Sandboxes.OnOrphan(s.rescue)
+	cfg.Sandboxes.OnUnsaved(s.saveUnsaved)
 	return s
 }
 

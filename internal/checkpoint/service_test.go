@@ -6,8 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -23,10 +23,7 @@ import (
 	"github.com/opencomputer/oc/internal/store"
 )
 
-func TestMain(m *testing.M) {
-	sandboxtest.MaybeAgent()
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { sandboxtest.Main(m) }
 
 // node is a server on a world: both services and the store.
 type node struct {
@@ -246,7 +243,7 @@ func TestParallelCreates(t *testing.T) {
 	var at, most atomic.Int32
 	n.Engine.Hook(func(context.Context, string, string) error {
 		most.Store(max(most.Load(), at.Add(1)))
-		time.Sleep(0)
+		runtime.Gosched()
 		at.Add(-1)
 		return nil
 	})
@@ -373,9 +370,6 @@ func TestKillDuringCheckpoint(t *testing.T) {
 // A sandbox whose agent does not answer is not captured.
 func TestSickSandbox(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Log("waits for the agent's time")
-	}
 	n := newNode(t)
 	sb := n.box(t, "s")
 	run, err := n.Meta.Generation(t.Context(), sb.GenerationID)
@@ -423,39 +417,4 @@ func TestDelete(t *testing.T) {
 		t.Errorf("left in the store: %v, %v", ids, err)
 	}
 	n.checkpoint(t, sb.ID, "x") // the name is free
-}
-
-// An idle sandbox is checkpointed before it is stopped, and can be had again.
-func TestExpiry(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
-	sb := n.box(t, "precious")
-	if err := n.sandboxes.SetTimeout(t.Context(), n.Org, sb.ID, 60); err != nil {
-		t.Fatal(err)
-	}
-	n.failAt(sandboxtest.Capture, errStep)
-	n.Clock.Advance(61 * time.Second)
-	sandboxtest.Eventually(t, "a failed attempt", func() bool {
-		list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
-		return err == nil && len(list) == 1 && list[0].Status == meta.CheckpointFailed
-	})
-	if row := n.sandbox(t, sb.ID); row.State != meta.SandboxRunning {
-		t.Fatalf("a sandbox that could not be saved is %s", row.State)
-	}
-	n.Engine.Hook(nil)
-	sandboxtest.Eventually(t, "it is stopped", func() bool {
-		n.Clock.Advance(61 * time.Second)
-		return n.sandbox(t, sb.ID).State == meta.SandboxStopped
-	})
-	list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
-	if err != nil || list[0].Status != meta.CheckpointReady || !strings.HasPrefix(list[0].Name, "expired-") || len(list[0].Name) != len("expired-")+8 || !list[0].Automatic {
-		t.Fatalf("%+v, %v", list, err)
-	}
-	made, err := n.checkpoints.Spawn(t.Context(), n.Org, list[0].ID, checkpoint.SpawnRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n.GetState(t, made[0].ID) != "precious" {
-		t.Error("its state is lost")
-	}
 }

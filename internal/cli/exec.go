@@ -89,7 +89,7 @@ func (o execOptions) request(argv []string) (client.ExecRequest, error) {
 	}
 	envs, err := pairs("env", o.envs)
 	return client.ExecRequest{
-		Cmd: argv[0], Args: argv[1:], Envs: envs, Cwd: o.cwd, User: o.user, Timeout: o.timeout,
+		Cmd: argv[0], Args: argv[1:], Envs: envs, Cwd: o.cwd, User: o.user, Timeout: o.timeout, Detach: o.detach,
 		Key: rand.Text(), // so that a start can be repeated when its answer was lost
 	}, err
 }

@@ -156,3 +156,42 @@ func onlyNames(t *testing.T, dir string, want ...string) {
 		t.Errorf("directory holds %q, want %q", got, want)
 	}
 }
+
+func TestCreate(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "f")
+	fill := func(f *os.File) error {
+		_, err := f.WriteString("content")
+		return err
+	}
+	errFill := errors.New("cannot fill")
+	if err := (Disk{}).Create(path, 0o600, func(f *os.File) error { return errors.Join(fill(f), errFill) }); !errors.Is(err, errFill) {
+		t.Errorf("a fill that fails: %v", err)
+	}
+	onlyNames(t, filepath.Dir(path))
+	for n := range 2 { // write, sync
+		r := Recorder{Fail: func(i int, _ Step) error {
+			if i == n {
+				return errFill
+			}
+			return nil
+		}}
+		if err := r.Disk().Create(path, 0o600, fill); !errors.Is(err, errFill) {
+			t.Errorf("step %d: %v", n, err)
+		}
+		onlyNames(t, filepath.Dir(path))
+	}
+	var r Recorder
+	if err := r.Disk().Create(path, 0o600, fill); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.Steps(); len(s) != 2 || s[0].Kind != StepWrite || string(s[0].Data) != "content" || s[1].Kind != StepSync || s[1].Path != path {
+		t.Errorf("recorded %+v", s)
+	}
+	if err := (Disk{}).Create(path, 0o600, fill); !errors.Is(err, os.ErrExist) {
+		t.Errorf("over an existing file: %v", err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "content" {
+		t.Errorf("%q, %v", got, err)
+	}
+}

@@ -124,6 +124,16 @@ type Restoring interface {
 	Release()
 }
 
+// Held is a generation that a capture left frozen. It thaws by itself when the
+// process that asked for it ends, or at the end of its limit.
+type Held interface {
+	// Thaw lets the generation go on.
+	Thaw(ctx context.Context) error
+	// Keep gives up the hold without thawing: the generation stays frozen for
+	// good.
+	Keep(ctx context.Context) error
+}
+
 // Driver runs generations.
 type Driver interface {
 	// Requirements of captures made by this driver here and now.
@@ -145,6 +155,8 @@ type Driver interface {
 	// waits until a generation that is still loading has loaded. budget bounds
 	// the bytes of memory that the copy may take.
 	Capture(ctx context.Context, p Process, budget int64) (*Capture, error)
+	// CaptureHeld is Capture, but leaves the generation frozen, for limit at most.
+	CaptureHeld(ctx context.Context, p Process, budget int64, limit time.Duration) (*Capture, Held, error)
 	// Restore starts the targets from an artefact, by the build that wrote it.
 	Restore(ctx context.Context, src Source, targets []Target) (Restoring, error)
 	// Hurry makes a pager load at full rate, because somebody waits for it.

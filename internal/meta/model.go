@@ -81,6 +81,7 @@ const (
 	GenerationStarting GenerationState = "starting" // row exists, process may
 	GenerationLive     GenerationState = "live"     // is, or may become, the sandbox
 	GenerationHeld     GenerationState = "held"     // is the sandbox, but is not known to have been let go on
+	GenerationSaving   GenerationState = "saving"   // was replaced, and stays frozen until its state is stored
 	GenerationEnding   GenerationState = "ending"   // to be destroyed by whoever finds it
 )
 
@@ -123,6 +124,7 @@ type Checkpoint struct {
 	Status     CheckpointStatus
 	ErrorMsg   string
 	Automatic  bool   // made by the server (expired-…, before-restore-…): outside the limit
+	Unverified bool   // taken without the agent's help, of a sandbox that was not well
 	ParentID   string // checkpoint this state descends from, "" for none
 	SizeBytes  int64  // logical size of the state
 	AddedBytes int64  // bytes this checkpoint added to the store

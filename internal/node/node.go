@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/agentbin"
 	"github.com/opencomputer/oc/internal/api"
 	"github.com/opencomputer/oc/internal/buildinfo"
@@ -78,7 +79,7 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	}
 	if n.engine, err = gvisor.New(gvisor.Config{
 		BuildsDir: n.places.in("engines"), DiskDir: n.places.in("disks"), RunDir: n.places.run,
-		Cgroup: n.places.cgroup, BulkRate: int64(s.LoadRateMB) << 20, Log: log,
+		Cgroup: n.places.cgroup, BulkRate: int64(s.LoadRateMB) << 20, Reserve: int64(s.MemoryReserveMB) << 20, Log: log,
 	}); err != nil {
 		return nil, err
 	}
@@ -90,9 +91,12 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	if err != nil {
 		return nil, err
 	}
-	if n.limits, err = sandbox.DefaultLimits(); err != nil {
+	memory, err := n.engine.Memory()()
+	if err != nil {
 		return nil, err
 	}
+	n.limits = sandbox.DefaultLimits(memory.Total)
+	ledger := admission.New(n.engine.Memory(), memory.Reserve(int64(s.MemoryReserveMB)<<20))
 	if err := os.RemoveAll(n.places.in("uploads")); err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
@@ -102,14 +106,15 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	n.keeper = &keeperLink{socket: n.places.keeperSocket(), start: n.startKeeper}
 	n.catalog = catalog.New(n.meta, builder, agent, n.places.in("uploads"), log)
 	n.sandboxes = sandbox.New(sandbox.Config{
-		Meta: n.meta, Engine: n.engine, Keeper: n.keeper, Images: n.catalog, Limits: n.limits, PoolSize: s.Pool, Log: log,
+		Meta: n.meta, Engine: n.engine, Keeper: n.keeper, Images: n.catalog, Limits: n.limits, Memory: ledger,
+		PoolSize: s.Pool, Log: log,
 	})
 	budget := int64(s.CaptureBudgetMB) << 20
 	if budget == 0 {
 		budget = int64(n.limits.MaxMemoryMB) << 20 / 4
 	}
 	n.checkpoints = checkpoint.New(checkpoint.Config{
-		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: checkpoints, Budget: budget, Log: log,
+		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: checkpoints, Memory: ledger, Budget: budget, Log: log,
 	})
 	return n, nil
 }
@@ -274,8 +279,30 @@ func (n *Node) KillAll(ctx context.Context) (killed int, err error) {
 	if err == nil {
 		err = n.keeper.stop(ctx)
 		n.engine.Close()
-		_ = os.Remove(n.places.keeperSocket() + ".lock") // nobody starts a keeper while we hold the data
-		_ = os.Remove(n.places.run)                      // not empty: something is left, and stays visible
+		n.removeRun(ctx)
 	}
 	return killed, err
 }
+
+// removeRun removes the run-time directory, when the keeper that was stopped
+// has taken its socket away. If anything else is left, that stays visible.
+func (n *Node) removeRun(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, keeperEnd)
+	defer cancel()
+	for ctx.Err() == nil {
+		_ = os.Remove(n.places.keeperSocket() + ".lock") // nobody starts a keeper while we hold the data
+		if err := os.Remove(n.places.run); err == nil || errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		select {
+		case <-time.After(keeperPoll):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// keeperEnd bounds how long a keeper may take to end.
+const (
+	keeperEnd  = 2 * time.Second
+	keeperPoll = 5 * time.Millisecond
+)

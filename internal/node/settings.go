@@ -26,6 +26,7 @@ type Settings struct {
 	Listen          string
 	Database        string
 	CaptureBudgetMB int
+	MemoryReserveMB int
 	LoadRateMB      int
 	Pool            int
 	LogLevel        string
@@ -53,6 +54,7 @@ func (s *Settings) Bind(f *pflag.FlagSet) {
 	f.StringVar(&s.Listen, "listen", DefaultListen, "address of the API; anything but loopback should have TLS in front (env OC_LISTEN)")
 	f.StringVar(&s.Database, "database", "", "metadata: a SQLite file or postgres://…; default <data-dir>/meta.db (env OC_DATABASE)")
 	f.IntVar(&s.CaptureBudgetMB, "capture-budget", 0, "MB of memory that one capture may take; larger sandboxes are captured through the disk; 0 = a quarter of the machine (env OC_CAPTURE_BUDGET)")
+	f.IntVar(&s.MemoryReserveMB, "memory-reserve", 0, "MB of memory that stay free: what would start into them is refused, loading slows down; 0 = 5 % of the machine, at least 512 (env OC_MEMORY_RESERVE)")
 	f.IntVar(&s.LoadRateMB, "load-rate", gvisor.DefaultBulkRate>>20, "MB/s at which a restored sandbox loads the memory that it does not wait for (env OC_LOAD_RATE)")
 	f.IntVar(&s.Pool, "pool", DefaultPool, "engine processes kept prepared for creates and spawns of shapes in demand; 0 = none (env OC_POOL)")
 	f.StringVar(&s.LogLevel, "log-level", "info", "debug, info, warn or error (env OC_LOG_LEVEL)")
@@ -63,7 +65,7 @@ func (s *Settings) Bind(f *pflag.FlagSet) {
 // form of os.LookupEnv) and the configuration file. A missing default file is
 // no error.
 func (s *Settings) Complete(f *pflag.FlagSet, lookup func(string) (string, bool)) error {
-	if v, ok := lookup("OC_CONFIG"); ok && !f.Changed("config") {
+	if v, ok := lookup("OC_CONFIG"); ok && v != "" && !f.Changed("config") {
 		s.ConfigFile = v
 	}
 	file, err := readFile(s.ConfigFile)
@@ -77,10 +79,10 @@ func (s *Settings) Complete(f *pflag.FlagSet, lookup func(string) (string, bool)
 		}
 		env := "OC_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
 		value, from := "", ""
-		if v, ok := lookup(env); ok {
+		if v, ok := lookup(env); ok && v != "" { // empty is as good as unset
 			value, from = v, "environment variable "+env
 		} else if v, ok := file[fl.Name]; ok {
-			value, from = fmt.Sprint(v), fl.Name+" in "+s.ConfigFile
+			value, from = v, fl.Name+" in "+s.ConfigFile
 		}
 		if from == "" {
 			return
@@ -92,6 +94,11 @@ func (s *Settings) Complete(f *pflag.FlagSet, lookup func(string) (string, bool)
 	for k := range file {
 		if !known(k) {
 			errs = append(errs, fault.New(fault.Invalid, "%s: unknown setting %q", s.ConfigFile, k).WithHint("oc serve --help names all"))
+		}
+	}
+	for name, v := range map[string]int{"capture-budget": s.CaptureBudgetMB, "memory-reserve": s.MemoryReserveMB, "load-rate": s.LoadRateMB, "pool": s.Pool} {
+		if v < 0 {
+			errs = append(errs, fault.New(fault.Invalid, "%s is %d; it must not be negative", name, v))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -112,7 +119,9 @@ func known(name string) bool {
 	return all.Lookup(name) != nil && name != "config"
 }
 
-func readFile(path string) (map[string]any, error) {
+// readFile gives the values of a configuration file as they would be written
+// behind a flag.
+func readFile(path string) (map[string]string, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && path == DefaultConfig {
 		return nil, nil
@@ -120,11 +129,27 @@ func readFile(path string) (map[string]any, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "the configuration file cannot be read")
 	}
-	var m map[string]any
+	var m map[string]json.RawMessage
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "%s is not a JSON object", path)
 	}
-	return m, nil
+	out := map[string]string{}
+	for k, raw := range m {
+		var v string
+		switch raw[0] {
+		case '"':
+			err = json.Unmarshal(raw, &v)
+		case '{', '[', 'n': // null
+			err = errors.New("a setting is text or a number")
+		default: // a number or truth value as it is written
+			v = string(raw)
+		}
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "%s in %s is not valid", k, path)
+		}
+		out[k] = v
+	}
+	return out, nil
 }
 
 // places are the paths that follow from the data directory.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/agentclient"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -57,6 +58,14 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
+	if err == nil && g.State == meta.GenerationSaving && s.cfg.Keep != nil {
+		if proc, err := engine.DecodeProcess(g.Process); err == nil && s.cfg.Engine.Alive(proc) {
+			if err := s.cfg.Keep(ctx, sb, g); err != nil {
+				s.cfg.Log.Error("saving a replaced generation", "generation", g.ID, "error", err)
+			}
+		}
+		return s.discard(ctx, g)
+	}
 	if err != nil || g.State != meta.GenerationLive && g.State != meta.GenerationHeld || sb.State != meta.SandboxRunning || sb.GenerationID != g.ID {
 		return s.discard(ctx, g)
 	}
@@ -70,7 +79,7 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 	b.install(run)
 	s.watch(b, run)
 	if len(g.Pager) > 0 {
-		s.followPager(b, run)
+		s.followPager(b, run, s.owed(ctx, run))
 	}
 	return nil
 }
@@ -147,12 +156,14 @@ func (s *Service) letGo(ctx context.Context, g *meta.Generation, proc engine.Pro
 
 // followPager waits for the pager of an earlier server to end: by then the run
 // is loaded, or its engine has ended, which its watcher sees.
-func (s *Service) followPager(b *box, run *Run) {
+// claim is released then.
+func (s *Service) followPager(b *box, run *Run, claim *admission.Claim) {
 	pager, err := engine.DecodeProcess(run.gen.Pager)
 	if err == nil {
 		var exited <-chan struct{}
 		if exited, err = s.cfg.Engine.Exited(s.ctx, pager); err == nil {
 			s.wg.Go(func() {
+				defer claim.Release()
 				select {
 				case <-exited:
 					if s.cfg.Engine.Alive(run.proc) {
@@ -165,8 +176,20 @@ func (s *Service) followPager(b *box, run *Run) {
 		}
 	}
 	if err != nil {
+		claim.Release()
 		s.cfg.Log.Error("following a pager", "sandbox", b.id, "error", err)
 	}
+}
+
+// owed claims the memory that a run which is still being loaded will take.
+func (s *Service) owed(ctx context.Context, run *Run) *admission.Claim {
+	size := int64(run.gen.MemoryMB) << 20
+	if c, err := s.cfg.Meta.CheckpointAnyOrg(ctx, run.gen.Checkpoint); err == nil {
+		size = min(size, c.SizeBytes)
+	}
+	claim := s.cfg.Memory.Owe(size)
+	claim.Track(func() int64 { return s.loadedBytes([]engine.Process{run.proc}, size) })
+	return claim
 }
 
 // settleRows ends the sandboxes whose rows say more than there is.

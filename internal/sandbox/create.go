@@ -20,9 +20,11 @@ func (s *Service) Create(ctx context.Context, orgID string, req CreateRequest) (
 	if err := s.cfg.Limits.complete(&sb); err != nil {
 		return meta.Sandbox{}, err
 	}
-	if err := s.cfg.Limits.admit(1); err != nil {
+	claim, err := s.cfg.Memory.Claim("a sandbox", perStart)
+	if err != nil {
 		return meta.Sandbox{}, err
 	}
+	defer claim.Release() // by then the engine has it
 	img, err := s.cfg.Images.Resolve(ctx, orgID, req.Template, req.Progress)
 	if err != nil {
 		return meta.Sandbox{}, err

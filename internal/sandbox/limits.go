@@ -3,8 +3,6 @@
 package sandbox
 
 import (
-	"bufio"
-	"fmt"
 	"os"
 	"regexp"
 	"runtime"
@@ -22,25 +20,22 @@ type Limits struct {
 	DefaultMemoryMB, MinMemoryMB, MaxMemoryMB int
 	DefaultDiskMB, MinDiskMB, MaxDiskMB       int
 	PidsMax                                   int
-	ReserveMB                                 int // memory that must stay available on the host
 }
 
-// perStartMB is what starting a sandbox brings in at once, before its guest
-// grows: the engine and its helper.
-const perStartMB = 64
+// perStart is what starting a sandbox brings into memory at once, before its
+// guest grows or loads: the engine and its helper, in bytes.
+const perStart = 64 << 20
 
-// DefaultLimits are those of the API contract within what this machine has.
-func DefaultLimits() (Limits, error) {
-	total, _, err := hostMemoryMB()
-	if err != nil {
-		return Limits{}, err
-	}
+// DefaultLimits are those of the API contract within what this machine has:
+// memory is in bytes.
+func DefaultLimits(memory int64) Limits {
+	total := int(memory >> 20)
 	return Limits{
 		DefaultCPUs: 1, MaxCPUs: runtime.NumCPU(),
 		DefaultMemoryMB: min(4096, total/2), MinMemoryMB: 128, MaxMemoryMB: total,
 		DefaultDiskMB: 20480, MinDiskMB: 64, MaxDiskMB: 262144,
-		PidsMax: pidsMax(), ReserveMB: 512,
-	}, nil
+		PidsMax: pidsMax(),
+	}
 }
 
 // pidsMax is how many processes and threads a sandbox may have: each takes
@@ -129,43 +124,4 @@ func (l Limits) shape(sb meta.Sandbox) engine.Shape {
 		CPUs: sb.CPUs, MemoryBytes: int64(sb.MemoryMB) << 20, DiskBytes: int64(sb.DiskMB) << 20,
 		PidsMax: min(l.PidsMax, int(float64(sb.MemoryMB)*pidsPerMB)),
 	}
-}
-
-// admit refuses to start n sandboxes where the host's memory is used up.
-func (l Limits) admit(n int) error {
-	_, available, err := hostMemoryMB()
-	if err != nil {
-		return err
-	}
-	if need := l.ReserveMB + n*perStartMB; available < need {
-		return fault.New(fault.Unavailable, "not enough memory to start %d sandboxes: %d MB available, %d MB needed", n, available, need).
-			WithHint("stop some sandboxes and try again")
-	}
-	return nil
-}
-
-// hostMemoryMB reads MemTotal and MemAvailable.
-func hostMemoryMB() (total, available int, err error) {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, 0, fmt.Errorf("sandbox: %w", err)
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		w := strings.Fields(sc.Text())
-		if len(w) < 2 {
-			continue
-		}
-		n, _ := strconv.Atoi(w[1])
-		switch w[0] {
-		case "MemTotal:":
-			total = n >> 10
-		case "MemAvailable:":
-			available = n >> 10
-		}
-	}
-	if total == 0 {
-		return 0, 0, fmt.Errorf("sandbox: /proc/meminfo has no MemTotal")
-	}
-	return total, available, nil
 }

@@ -45,15 +45,3 @@ func TestComplete(t *testing.T) {
 		t.Errorf("defaults: %+v, %v", sb, err)
 	}
 }
-
-func TestAdmit(t *testing.T) {
-	t.Parallel()
-	l, err := DefaultLimits()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.ReserveMB = 1 << 30
-	if err := l.admit(1); !fault.Is(err, fault.Unavailable) || fault.As(err).Hint == "" {
-		t.Errorf("a host without memory: %v", err)
-	}
-}

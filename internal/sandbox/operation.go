@@ -5,8 +5,10 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
+	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
@@ -112,6 +114,7 @@ func (op *Operation) end(ctx context.Context, state meta.SandboxState, reason st
 type Restored struct {
 	s         *Service
 	restoring engine.Restoring
+	claim     *admission.Claim // of memory, until it is loaded
 	runs      []*Run
 }
 
@@ -120,15 +123,22 @@ type Source struct {
 	Checkpoint string // id
 	Artefact   engine.Source
 	Image      Image // the image it rests on
+	Memory     int64 // bytes that each restored generation loads
 }
 
 // Restore brings up one generation per row from the checkpoint: running,
 // greeted and probed, but not yet the sandboxes' own. The rows' shapes are
 // used as they are. On an error nothing remains.
 func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) (_ *Restored, err error) {
-	if err := s.cfg.Limits.admit(len(rows)); err != nil {
+	claim, err := s.cfg.Memory.Claim(fmt.Sprintf("%d × checkpoint %s", len(rows), src.Checkpoint), int64(len(rows))*(perStart+src.Memory))
+	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			claim.Release()
+		}
+	}()
 	var seeds []*seed
 	defer func() {
 		for _, sd := range seeds {
@@ -154,7 +164,8 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 	for _, sd := range seeds {
 		sd.started()
 	}
-	r := &Restored{s: s, restoring: restoring, runs: make([]*Run, len(rows))}
+	claim.Track(func() int64 { return s.loadedBytes(restoring.Processes(), src.Memory) })
+	r := &Restored{s: s, restoring: restoring, claim: claim, runs: make([]*Run, len(rows))}
 	if err := r.greet(ctx, rows, seeds); err != nil {
 		restoring.Release()
 		for _, run := range r.runs {
@@ -165,6 +176,16 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 		return nil, err
 	}
 	return r, nil
+}
+
+// loadedBytes is how much of the memory that generations load, each so many
+// bytes, they have by now.
+func (s *Service) loadedBytes(procs []engine.Process, each int64) (sum int64) {
+	for _, p := range procs {
+		memory, _ := s.cfg.Engine.Usage(p)
+		sum += min(memory, each)
+	}
+	return sum
 }
 
 // greet makes runs of the restored seeds, side by side.
@@ -209,6 +230,7 @@ func (r *Restored) follow() {
 	s := r.s
 	r.restoring.Release()
 	s.wg.Go(func() {
+		defer r.claim.Release()
 		select {
 		case <-r.restoring.Loaded():
 		case <-s.ctx.Done():
@@ -257,6 +279,7 @@ func (r *Restored) Enter(ctx context.Context, rows []meta.Sandbox) (entered []me
 
 // Discard removes runs that shall not become anybody's.
 func (r *Restored) Discard(ctx context.Context) error {
+	defer r.claim.Release()
 	r.restoring.Release()
 	var errs []error
 	for _, run := range r.runs {

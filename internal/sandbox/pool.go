@@ -50,11 +50,13 @@ func newPool(s *Service, size int) *pool {
 	return &pool{s: s, size: size, members: map[poolKey][]*seed{}, wanted: map[poolKey]time.Time{}}
 }
 
-// take gives a member of the key, or nil, and notes the demand.
+// take gives a member of the key, or nil, and notes the demand. There are
+// members of this server's own build only: what an earlier one captured is
+// restored without the pool.
 func (p *pool) take(key poolKey, img Image) *seed {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.size == 0 || p.closed {
+	if p.size == 0 || p.closed || key.build != p.s.cfg.Engine.Build() {
 		return nil
 	}
 	p.wanted[key] = p.s.cfg.Now()
@@ -124,7 +126,7 @@ func (p *pool) quiet() bool {
 func (p *pool) room(key poolKey) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.s.ctx.Err() != nil || len(p.members[key]) >= p.size || p.s.cfg.Limits.admit(1) != nil {
+	if p.closed || p.s.ctx.Err() != nil || len(p.members[key]) >= p.size {
 		return false
 	}
 	total, victim := 0, key
@@ -147,6 +149,11 @@ func (p *pool) room(key poolKey) bool {
 }
 
 func (p *pool) make(ctx context.Context, key poolKey, img Image) (_ *seed, err error) {
+	claim, err := p.s.cfg.Memory.Claim("a prepared engine", perStart)
+	if err != nil {
+		return nil, err
+	}
+	defer claim.Release()
 	sd, err := p.s.sow(ctx, meta.Generation{
 		State: meta.GenerationStarting, ImageHash: img.Hash, Timeline: meta.NewID("tl"),
 		CPUs: key.shape.CPUs, MemoryMB: int(key.shape.MemoryBytes >> 20), DiskMB: int(key.shape.DiskBytes >> 20),

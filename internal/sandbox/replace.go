@@ -5,34 +5,149 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"time"
 
+	"github.com/opencomputer/oc/internal/agentclient"
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
 )
 
+// Replaced is the generation that a restore in place replaces.
+type Replaced struct {
+	Generation meta.Generation
+	Process    engine.Process
+	Agent      *agentclient.Client // nil where it cannot be reached
+}
+
+// Save takes the state of a generation that is being replaced, and leaves it
+// frozen. store makes it durable, beside the running replacement.
+type Save func(ctx context.Context, old Replaced) (held engine.Held, store func(ctx context.Context) error, err error)
+
+// Replaces gives the generation that a restore in place would replace, nil if
+// there is none whose engine runs.
+func (op *Operation) Replaces(ctx context.Context) (*Replaced, error) {
+	gens, err := op.s.cfg.Meta.GenerationsOf(ctx, op.b.id)
+	if err != nil {
+		return nil, err
+	}
+	run, _ := op.b.current()
+	for _, g := range gens {
+		p, err := engine.DecodeProcess(g.Process)
+		if g.State != meta.GenerationLive || err != nil || !op.s.cfg.Engine.Alive(p) {
+			continue
+		}
+		old := &Replaced{Generation: g, Process: p}
+		if run != nil && run.gen.ID == g.ID {
+			old.Agent = run.agent
+		}
+		return old, nil
+	}
+	return nil, nil
+}
+
 // Replace puts the one restored run in the place of the sandbox's own. change
 // edits the sandbox's row in the same transaction. Until that is committed the
-// old run is untouched, and stays the sandbox if anything fails; after it, the
-// old one is ended before the new one goes on, so that two never run. Calls
-// wait meanwhile.
-func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta.Sandbox)) error {
+// old run is only frozen, and goes on as the sandbox if anything fails; after
+// it, the old one never runs again, so that two never run. Calls wait
+// meanwhile. With save, which may be nil, what the old run did until it was
+// frozen is kept: nothing acknowledged falls between the two.
+func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta.Sandbox), save Save) error {
 	s, run := op.s, r.runs[0]
 	if err := r.restoring.Hold(ctx, 0); err != nil {
 		return errors.Join(err, r.Discard(ctx))
 	}
 	open := op.b.closeGate()
 	defer open()
-	others, err := op.commitReplacement(ctx, run, change)
+	held, store, err := op.save(ctx, save)
 	if err != nil {
 		return errors.Join(err, r.Discard(ctx))
 	}
-	ctx = context.WithoutCancel(ctx) // the switch has happened
+	others, err := op.commitReplacement(ctx, run, change, held != nil)
+	if err != nil {
+		if held != nil {
+			err = errors.Join(err, held.Thaw(context.WithoutCancel(ctx)))
+		}
+		return errors.Join(err, r.Discard(ctx))
+	}
+	err = op.switchTo(context.WithoutCancel(ctx), r, others, held)
+	open()
+	if store != nil {
+		// A failure leaves the checkpoint failed, with the reason.
+		err = errors.Join(err, store(context.WithoutCancel(ctx)))
+	}
+	for _, g := range others {
+		g.State = meta.GenerationEnding
+		if e := s.discard(ctx, g); e != nil {
+			s.cfg.Log.Error("ending a replaced generation", "generation", g.ID, "error", e)
+		}
+	}
+	return err
+}
+
+// save freezes and saves what is being replaced, if that is wanted and there
+// is anything.
+func (op *Operation) save(ctx context.Context, save Save) (engine.Held, func(context.Context) error, error) {
+	if save == nil {
+		return nil, nil, nil
+	}
+	old, err := op.Replaces(ctx)
+	if err != nil || old == nil {
+		return nil, nil, err
+	}
+	// Until it is thawed the row says that it may be frozen: the next server
+	// lets it go on.
+	old.Generation.State = meta.GenerationHeld
+	if err := op.s.cfg.Meta.UpdateGeneration(ctx, &old.Generation); err != nil {
+		return nil, nil, err
+	}
+	held, store, err := save(ctx, *old)
+	if err != nil {
+		return nil, nil, errors.Join(err, op.s.unfreeze(ctx, *old))
+	}
+	return held, store, nil
+}
+
+// unfreeze sees that a generation runs whose capture failed.
+func (s *Service) unfreeze(ctx context.Context, old Replaced) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), greetTimeout)
+	defer cancel()
+	if old.Agent == nil {
+		return nil // nobody to ask; the helper that froze it has let it go
+	}
+	short, cancelShort := context.WithTimeout(ctx, heldSilence)
+	_, err := old.Agent.Sessions(short)
+	cancelShort()
+	if err != nil && short.Err() != nil {
+		if err := s.cfg.Engine.Resume(ctx, old.Process); err != nil {
+			return err
+		}
+	}
+	old.Generation.State = meta.GenerationLive
+	return s.cfg.Meta.UpdateGeneration(ctx, &old.Generation)
+}
+
+// switchTo ends what was replaced and lets the replacement, which is the
+// sandbox by now, go on. A saved generation stays frozen.
+func (op *Operation) switchTo(ctx context.Context, r *Restored, others []meta.Generation, held engine.Held) error {
+	s, run := op.s, r.runs[0]
 	if old := op.b.install(run); old != nil {
 		old.retire()
 	}
 	op.b.touch(s.cfg.Now())
-	for _, g := range others {
-		// A gigabyte takes a second to be given back: that comes afterwards.
-		err = errors.Join(err, s.cfg.Engine.Kill(g.ID))
+	var err error
+	if held != nil {
+		err = held.Keep(ctx)
+	}
+	if held == nil || err != nil { // not known to be frozen: it must not run beside the new one
+		if err != nil {
+			s.cfg.Log.Warn("a saved generation could not be kept frozen and is ended", "sandbox", op.b.id, "error", err)
+		}
+		err = nil
+		for _, g := range others {
+			// A gigabyte takes a second to be given back: that comes afterwards.
+			err = errors.Join(err, s.cfg.Engine.Kill(g.ID))
+		}
 	}
 	if err == nil {
 		err = r.restoring.Resume(ctx, 0)
@@ -44,26 +159,23 @@ func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta
 	if err != nil {
 		err = errors.Join(err, op.end(ctx, meta.SandboxError, "it could not go on after a restore: "+err.Error()))
 	}
-	open()
 	s.watch(op.b, run)
 	r.follow()
-	for _, g := range others {
-		if err := s.discard(ctx, g); err != nil {
-			s.cfg.Log.Error("ending a replaced generation", "generation", g.ID, "error", err)
-		}
-	}
 	return err
 }
 
 // commitReplacement makes the run, which is held, the sandbox's generation in
-// the metadata, and gives the generations that are to be ended now.
-func (op *Operation) commitReplacement(ctx context.Context, run *Run, change func(*meta.Sandbox)) (others []meta.Generation, err error) {
+// the metadata, and gives the generations that it replaces.
+func (op *Operation) commitReplacement(ctx context.Context, run *Run, change func(*meta.Sandbox), saving bool) (others []meta.Generation, err error) {
 	run.gen.State = meta.GenerationHeld
 	err = op.s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
 		others = nil
 		sb, err := tx.SandboxAnyOrg(ctx, op.b.id)
 		if err != nil {
 			return err
+		}
+		if sb.State == meta.SandboxStopped {
+			return fault.New(fault.Gone, "sandbox %s has been stopped", sb.ID)
 		}
 		gens, err := tx.GenerationsOf(ctx, sb.ID)
 		if err != nil {
@@ -73,7 +185,11 @@ func (op *Operation) commitReplacement(ctx context.Context, run *Run, change fun
 			if g.ID == run.gen.ID {
 				continue
 			}
-			g.State = meta.GenerationEnding
+			if saving && g.State == meta.GenerationHeld {
+				g.State = meta.GenerationSaving
+			} else {
+				g.State = meta.GenerationEnding
+			}
 			if err := tx.UpdateGeneration(ctx, &g); err != nil {
 				return err
 			}
@@ -85,3 +201,7 @@ func (op *Operation) commitReplacement(ctx context.Context, run *Run, change fun
 	})
 	return others, err
 }
+
+// HoldLimit is how long a generation may stay frozen for its replacement; then
+// it thaws by itself.
+const HoldLimit = 2 * time.Minute

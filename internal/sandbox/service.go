@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
@@ -50,6 +51,8 @@ type Config struct {
 	Keeper Keeper
 	Images Images
 	Limits Limits
+	// Memory admits what starts; nil: everything.
+	Memory *admission.Ledger
 	// PoolSize is how many engine processes are kept prepared; 0 = none.
 	PoolSize int
 	Log      *slog.Logger
@@ -63,6 +66,9 @@ type Config struct {
 	// Recover saves a sandbox whose engine runs but whose channel is lost, and
 	// puts a generation with a fresh one in its place, during an operation on it.
 	Recover func(ctx context.Context, op *Operation, sb meta.Sandbox, gen meta.Generation) error
+	// Keep saves a generation that was replaced, whose saving an earlier server
+	// did not finish.
+	Keep func(ctx context.Context, sb meta.Sandbox, gen meta.Generation) error
 }
 
 // Service is the life cycle of this node's sandboxes.
@@ -101,6 +107,11 @@ func (s *Service) OnExpire(f func(ctx context.Context, op *Operation, sb meta.Sa
 // OnOrphan sets Config.Recover.
 func (s *Service) OnOrphan(f func(ctx context.Context, op *Operation, sb meta.Sandbox, gen meta.Generation) error) {
 	s.cfg.Recover = f
+}
+
+// OnUnsaved sets Config.Keep.
+func (s *Service) OnUnsaved(f func(ctx context.Context, sb meta.Sandbox, gen meta.Generation) error) {
+	s.cfg.Keep = f
 }
 
 // Rekeep hands the channels of all runs to the keeper again, which is a new one.

@@ -5,7 +5,6 @@ package sandbox_test
 import (
 	"context"
 	"errors"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,10 +18,7 @@ import (
 	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
 )
 
-func TestMain(m *testing.M) {
-	sandboxtest.MaybeAgent()
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { sandboxtest.Main(m) }
 
 // serve starts a service of the world, which ends with the test.
 func serve(t *testing.T, w *sandboxtest.World, change ...func(*sandbox.Config)) *sandbox.Service {
@@ -328,8 +324,13 @@ func TestKillComesFirst(t *testing.T) {
 	}()
 	<-begun
 	go func() {
-		errs <- s.Operate(t.Context(), sb.ID, "waiting", func(context.Context, *sandbox.Operation) error {
-			t.Error("an operation ran in spite of a waiting kill")
+		errs <- s.Operate(t.Context(), sb.ID, "waiting", func(ctx context.Context, op *sandbox.Operation) error {
+			if row, err := w.Meta.SandboxAnyOrg(ctx, sb.ID); err != nil || row.State != meta.SandboxStopped {
+				t.Errorf("an operation came before a waiting kill: %s, %v", row.State, err)
+			}
+			if _, err := op.Run(); err == nil { // it came after the kill
+				t.Error("a killed sandbox has a run")
+			}
 			return nil
 		})
 	}()

@@ -215,7 +215,7 @@ func (w *world) restore(ctx context.Context) error {
 	}
 	w.loading[id] = true
 	w.sandboxes[id] = min(w.sandboxes[id], w.checkpoints[cp]) // whether it comes to it or not
-	_, err := w.api().RestoreCheckpoint(ctx, id, cp)
+	_, err := w.api().RestoreCheckpoint(ctx, id, cp, client.RestoreRequest{NoSave: w.rnd.IntN(2) == 0})
 	return err
 }
 

@@ -99,6 +99,7 @@ type StartRequest struct {
 	TTY     *Size    `json:"tty,omitempty"`     // run on a terminal of this size
 	Timeout float64  `json:"timeout,omitempty"` // seconds until the process group is killed; 0: never
 	Output  int      `json:"output,omitempty"`  // bytes of output to keep; 0: 1 MiB; at most 32 MiB
+	Hold    bool     `json:"hold,omitempty"`    // a reader will come: drop nothing before it has, as if it were attached and did not read
 }
 
 // Size is that of a terminal, in characters.

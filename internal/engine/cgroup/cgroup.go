@@ -152,7 +152,7 @@ func (h *Hierarchy) Create(name string, l Limits) error {
 	}
 	for _, w := range h.settings(name, l) {
 		err := write(w.file, w.value)
-		if err != nil && !(w.optional && errors.Is(err, fs.ErrNotExist)) {
+		if err != nil && (!w.optional || !errors.Is(err, fs.ErrNotExist)) {
 			return fmt.Errorf("cgroup: setting %s: %w", w.file, err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -45,7 +46,9 @@ func (d *Driver) helperCmd(ctx context.Context, build, verb string, files ...*os
 }
 
 // call runs a helper to its end and gives its one event. When ctx ends first
-// the helper is killed, which leaves the engine running.
+// the helper is killed, which leaves the engine running; so is it when this
+// process ends, because a helper that hangs in a capture would otherwise hold
+// the engine frozen with nobody left to end it.
 func (d *Driver) call(ctx context.Context, build string, req wire.Request, files ...*os.File) (wire.Event, error) {
 	req.Version = wire.Version
 	c, err := d.helperCmd(ctx, build, req.Verb, files...)
@@ -59,7 +62,10 @@ func (d *Driver) call(ctx context.Context, build string, req wire.Request, files
 	out, stderr := &limited{limit: eventLimit}, &limited{limit: stderrLimit}
 	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(append(line, '\n')), out, stderr
 	c.WaitDelay = killDelay
+	c.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	runtime.LockOSThread() // the parent that Pdeathsig is about is the thread
 	runErr := c.Run()
+	runtime.UnlockOSThread()
 	var ev wire.Event
 	if err := json.Unmarshal(out.buf.Bytes(), &ev); err != nil {
 		if ctx.Err() != nil {

@@ -26,62 +26,86 @@ const (
 	pagesSlack = 64 << 30
 )
 
-// Capture implements engine.Driver. A state larger than budget is captured
-// into a file on the data disk instead of memory; its pause is longer.
-func (d *Driver) Capture(ctx context.Context, p engine.Process, budget int64) (_ *engine.Capture, err error) {
+// arena is the files that a capture is copied to, in the order of their
+// descriptors in the helper.
+type arena struct {
+	files    []*os.File // state, meta, pages, ranges
+	estimate int64      // bytes of pages expected
+}
+
+func (a *arena) close() {
+	for _, f := range a.files {
+		_ = f.Close() // memory, or an unlinked file
+	}
+}
+
+// newArena makes room for a capture. A state larger than budget gets a file on
+// the data disk instead of memory; its pause is longer.
+func (d *Driver) newArena(p engine.Process, budget int64) (_ *arena, err error) {
 	mem, dsk := d.Usage(p)
-	estimate := mem + dsk
-	inMemory := estimate <= budget
+	a := &arena{estimate: mem + dsk}
+	inMemory := a.estimate <= budget
 	if !inMemory {
 		d.cfg.Log.Warn("sandbox larger than the capture budget: capturing to disk, the pause will be longer",
-			"generation", p.Generation, "bytes", estimate, "budget", budget)
+			"generation", p.Generation, "bytes", a.estimate, "budget", budget)
 	}
-	var files []*os.File
-	closeAll := func() {
-		for _, f := range files {
-			_ = f.Close() // memory, or an unlinked file
-		}
-	}
-	defer func() {
-		if err != nil {
-			closeAll()
-		}
-	}()
 	for _, r := range []struct {
 		name   string
 		size   int64
 		memory bool
-	}{{"state", maxState, true}, {"meta", maxState, true}, {"pages", estimate + pagesSlack, inMemory}, {"ranges", maxRanges, true}} {
-		f, err := d.arenaFile(r.name, r.size, r.memory, estimate)
+	}{{"state", maxState, true}, {"meta", maxState, true}, {"pages", a.estimate + pagesSlack, inMemory}, {"ranges", maxRanges, true}} {
+		f, err := d.arenaFile(r.name, r.size, r.memory, a.estimate)
 		if err != nil {
+			a.close()
 			return nil, err
 		}
-		files = append(files, f)
+		a.files = append(a.files, f)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, captureDeadline(estimate), errors.New("the deadline of the capture passed"))
-	defer cancel()
-	ev, err := d.call(ctx, p.Build, wire.Request{Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}}, files...)
-	if err != nil {
-		return nil, err
-	}
-	if sz := ev.Sizes; min(sz.State, sz.Meta, sz.Pages, sz.Ranges) < 0 || sz.Ranges > maxRanges {
+	return a, nil
+}
+
+// captured makes a capture of what the helper reported.
+func (a *arena) captured(sz wire.Sizes) (*engine.Capture, error) {
+	if min(sz.State, sz.Meta, sz.Pages, sz.Ranges) < 0 || sz.Ranges > maxRanges {
 		return nil, fmt.Errorf("engine: the helper reports impossible sizes %+v", sz)
 	}
-	ids := make([]byte, ev.Sizes.Ranges)
-	if _, err := files[3].ReadAt(ids, 0); err != nil && !errors.Is(err, io.EOF) {
+	ids := make([]byte, sz.Ranges)
+	if _, err := a.files[3].ReadAt(ids, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("engine: reading page identities: %w", err)
 	}
-	ranges, err := store.DecodeRanges(ids, ev.Sizes.Pages)
+	ranges, err := store.DecodeRanges(ids, sz.Pages)
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
 	return &engine.Capture{
-		State: files[0], StateSize: ev.Sizes.State,
-		Meta: files[1], MetaSize: ev.Sizes.Meta,
-		Pages: files[2], PagesSize: ev.Sizes.Pages,
-		Ranges: ranges, Pause: time.Duration(ev.Sizes.PauseNS), Close: closeAll,
+		State: a.files[0], StateSize: sz.State,
+		Meta: a.files[1], MetaSize: sz.Meta,
+		Pages: a.files[2], PagesSize: sz.Pages,
+		Ranges: ranges, Pause: time.Duration(sz.PauseNS), Close: a.close,
 	}, nil
 }
+
+// Capture implements engine.Driver.
+func (d *Driver) Capture(ctx context.Context, p engine.Process, budget int64) (_ *engine.Capture, err error) {
+	a, err := d.newArena(p, budget)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	ctx, cancel := context.WithTimeoutCause(ctx, captureDeadline(a.estimate), errCaptureDeadline)
+	defer cancel()
+	ev, err := d.call(ctx, p.Build, wire.Request{Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}}, a.files...)
+	if err != nil {
+		return nil, err
+	}
+	return a.captured(ev.Sizes)
+}
+
+var errCaptureDeadline = errors.New("the deadline of the capture passed")
 
 // captureDeadline grows with the work.
 func captureDeadline(bytes int64) time.Duration {

@@ -36,6 +36,7 @@ import (
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/hostmem"
 )
 
 // Config says where the driver keeps things.
@@ -46,6 +47,7 @@ type Config struct {
 	RunDir    string // run-time directories; short, because sockets live in it
 	Cgroup    string // parent group
 	BulkRate  int64  // loading of restored memory beyond what the guest waits for, bytes/s per sandbox
+	Reserve   int64  // memory that shall stay free: with less, that loading slows down; 0 = the default of package hostmem
 	Log       *slog.Logger
 }
 
@@ -271,6 +273,9 @@ func (d *Driver) Usage(p engine.Process) (memory, diskBytes int64) {
 	}
 	return disk.MemoryUsage(p.PID), d.disk.Usage(p.PID)
 }
+
+// Memory reads what this machine has for generations and for this process.
+func (d *Driver) Memory() hostmem.Reader { return hostmem.Within(d.groups.MemoryGroups()...) }
 
 // destroyTimeout bounds the clean-up after a failure.
 const destroyTimeout = 30 * time.Second

@@ -54,7 +54,7 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	if err := r.begin(src.Dir, d.cfg.BulkRate); err != nil {
+	if err := r.begin(wire.Request{Image: src.Dir, Rate: d.cfg.BulkRate, Memory: wire.Memory{Reserve: d.cfg.Reserve, Groups: d.groups.MemoryGroups()}}); err != nil {
 		return nil, err
 	}
 	if err := r.awaitRunning(ctx); err != nil {
@@ -117,9 +117,9 @@ func (d *Driver) startPager(build string, targets int) (*restoring, error) {
 	return r, nil
 }
 
-// begin has the helper load the artefact into the prepared processes.
-func (r *restoring) begin(dir string, rate int64) error {
-	req := wire.Request{Version: wire.Version, Verb: wire.VerbRestore, Image: dir, Rate: rate}
+// begin has the helper load what the request says into the prepared processes.
+func (r *restoring) begin(req wire.Request) error {
+	req.Version, req.Verb = wire.Version, wire.VerbRestore
 	for _, p := range r.procs {
 		req.Targets = append(req.Targets, target(p))
 	}

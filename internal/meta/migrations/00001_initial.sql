@@ -89,6 +89,7 @@ CREATE TABLE checkpoints (
     status      TEXT NOT NULL,
     error_msg   TEXT NOT NULL,
     automatic   BOOLEAN NOT NULL,
+    unverified  BOOLEAN NOT NULL,
     parent_id   TEXT NOT NULL,
     size_bytes  BIGINT NOT NULL,
     added_bytes BIGINT NOT NULL,

@@ -5,14 +5,15 @@
 // generations are real agents as processes of the host, with a directory as
 // their root; their state is what is in the file State there.
 //
-// The package is for tests only. Test binaries that use it call MaybeAgent
-// first in TestMain.
+// The package is for tests only. Test binaries that use it have Main as their
+// TestMain.
 package sandboxtest
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -20,13 +21,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
+	"testing"
+	"time"
 
 	"github.com/opencomputer/oc/internal/agent"
 	"github.com/opencomputer/oc/internal/engine"
-	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/store"
 )
@@ -34,17 +38,38 @@ import (
 // agentRoot in the environment makes a process an agent with that root.
 const agentRoot = "OC_SANDBOXTEST_AGENT_ROOT"
 
-// MaybeAgent runs the agent, and does not return, in a process that was
-// started to be one.
-func MaybeAgent() {
-	root := os.Getenv(agentRoot)
-	if root == "" {
-		return
+// Main runs the tests, or an agent in a process that was started to be one,
+// and does not return. Goroutines of ours that outlive the tests are a failure.
+func Main(m *testing.M) {
+	if root := os.Getenv(agentRoot); root != "" {
+		if len(os.Args) > 1 && os.Args[1] == agent.ProbeArg {
+			os.Exit(agent.RunProbe(os.Args[2:]))
+		}
+		agent.New(agent.Config{Root: root, Log: slog.New(slog.DiscardHandler)}).Run()
 	}
-	if len(os.Args) > 1 && os.Args[1] == agent.ProbeArg {
-		os.Exit(agent.RunProbe(os.Args[2:]))
+	code := m.Run()
+	if left := leaked(Patience); left != "" && code == 0 {
+		fmt.Fprintf(os.Stderr, "goroutines are left:\n%s\n", left)
+		code = 1
 	}
-	agent.New(agent.Config{Root: root, Log: slog.New(slog.DiscardHandler)}).Run()
+	os.Exit(code)
+}
+
+// leaked gives the stacks of goroutines that our code started and that do not
+// end within the time.
+func leaked(patience time.Duration) string {
+	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
+		buf := make([]byte, 4<<20)
+		var left []string
+		for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if strings.Contains(g, "\ncreated by github.com/opencomputer/oc/") {
+				left = append(left, g)
+			}
+		}
+		if len(left) == 0 || time.Now().After(deadline) {
+			return strings.Join(left, "\n\n")
+		}
+	}
 }
 
 // State is the file below a generation's root that is its state.
@@ -52,6 +77,7 @@ const State = "state"
 
 // The steps of an engine, for Engine.Hook.
 const (
+	Prepare = "prepare"
 	Start   = "start"
 	Capture = "capture"
 	Restore = "restore"
@@ -116,14 +142,24 @@ func (e *Engine) Root(generation string) string { return filepath.Join(e.dir, ge
 // Build implements engine.Driver.
 func (e *Engine) Build() string { return "test" }
 
-// Prepare implements engine.Driver: nothing is to be prepared.
-func (e *Engine) Prepare(context.Context, engine.Spec, *os.File) (engine.Process, error) {
-	return engine.Process{}, errors.New("the engine of the tests prepares nothing")
+// Prepare implements engine.Driver: the agent is there, but stopped.
+func (e *Engine) Prepare(ctx context.Context, spec engine.Spec, stdin *os.File) (engine.Process, error) {
+	if err := e.step(ctx, Prepare, spec.Generation); err != nil {
+		return engine.Process{}, err
+	}
+	p, err := e.launch(spec, stdin, nil)
+	if err != nil {
+		return p, err
+	}
+	return p, syscall.Kill(p.PID, syscall.SIGSTOP)
 }
 
 // Run implements engine.Driver.
-func (e *Engine) Run(context.Context, engine.Process) error {
-	return errors.New("the engine of the tests prepares nothing")
+func (e *Engine) Run(ctx context.Context, p engine.Process) error {
+	if err := e.step(ctx, Start, p.Generation); err != nil {
+		return err
+	}
+	return syscall.Kill(p.PID, syscall.SIGCONT)
 }
 
 // Kill implements engine.Driver; for a test it is the death of an engine.
@@ -178,12 +214,8 @@ func (e *Engine) launch(spec engine.Spec, stdin *os.File, state []byte) (engine.
 	if err := c.Start(); err != nil {
 		return engine.Process{}, err
 	}
-	start, err := proc.StartTime(c.Process.Pid)
-	if err != nil {
-		return engine.Process{}, err
-	}
 	g := &generation{cmd: c, root: root, exited: make(chan struct{}),
-		record: engine.Process{Generation: spec.Generation, Build: "fake", Dir: root, PID: c.Process.Pid, StartTime: start}}
+		record: engine.Process{Generation: spec.Generation, Build: "fake", Engine: "fake", Dir: root, PID: c.Process.Pid, StartTime: 1}}
 	go func() {
 		defer close(g.exited)
 		_ = c.Wait() // killed, mostly
@@ -209,6 +241,18 @@ func (e *Engine) Capture(ctx context.Context, p engine.Process, _ int64) (*engin
 	}, nil
 }
 
+// CaptureHeld implements engine.Driver.
+func (e *Engine) CaptureHeld(ctx context.Context, p engine.Process, budget int64, _ time.Duration) (*engine.Capture, engine.Held, error) {
+	c, err := e.Capture(ctx, p, budget)
+	return c, free{}, err
+}
+
+// free is a hold on nothing: the tests' generations are not frozen.
+type free struct{}
+
+func (free) Thaw(context.Context) error { return nil }
+func (free) Keep(context.Context) error { return nil }
+
 // Restore implements engine.Driver.
 func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engine.Target) (_ engine.Restoring, err error) {
 	r := &restoring{e: e, loaded: make(chan struct{}), errs: make([]error, len(targets))}
@@ -233,7 +277,7 @@ func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engin
 		if err := e.step(ctx, Restore, t.Spec.Generation); err != nil {
 			return nil, err
 		}
-		p, err := e.launch(t.Spec, t.Stdin, state)
+		p, err := e.bringUp(t, state)
 		if err != nil {
 			return nil, err
 		}
@@ -241,6 +285,18 @@ func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engin
 	}
 	go r.load()
 	return r, nil
+}
+
+// bringUp starts a target with a state.
+func (e *Engine) bringUp(t engine.Target, state []byte) (engine.Process, error) {
+	p := t.Prepared
+	if p.PID == 0 {
+		return e.launch(t.Spec, t.Stdin, state)
+	}
+	if err := os.WriteFile(filepath.Join(e.Root(p.Generation), State), state, 0o600); err != nil {
+		return p, err
+	}
+	return p, syscall.Kill(p.PID, syscall.SIGCONT)
 }
 
 // restoring implements engine.Restoring.
@@ -265,8 +321,7 @@ func (r *restoring) Processes() []engine.Process { return r.procs }
 // Pager is a process that is no pager and outlives the test: its end is not
 // what the tests are about.
 func (r *restoring) Pager() engine.Process {
-	start, _ := proc.StartTime(os.Getpid()) // always there
-	return engine.Process{PID: os.Getpid(), StartTime: start}
+	return engine.Process{PID: os.Getpid(), StartTime: 1}
 }
 
 func (r *restoring) Hold(ctx context.Context, i int) error {
@@ -310,16 +365,33 @@ func (e *Engine) Resume(ctx context.Context, p engine.Process) error {
 }
 
 // Alive implements engine.Driver.
-func (*Engine) Alive(p engine.Process) bool { return proc.Alive(p.PID, p.StartTime) }
-
-// Exited implements engine.Driver.
-func (e *Engine) Exited(ctx context.Context, p engine.Process) (<-chan struct{}, error) {
+func (e *Engine) Alive(p engine.Process) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	g := e.gens[p.Generation]
+	if g == nil || g.record != p {
+		return false
+	}
+	select {
+	case <-g.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// Exited implements engine.Driver. A pager never ends.
+func (e *Engine) Exited(_ context.Context, p engine.Process) (<-chan struct{}, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	ended := make(chan struct{})
 	if g := e.gens[p.Generation]; g != nil {
 		return g.exited, nil
 	}
-	return proc.Exited(ctx, p.PID, p.StartTime)
+	if p.Generation != "" {
+		close(ended)
+	}
+	return ended, nil
 }
 
 // LastWords implements engine.Driver.

@@ -176,13 +176,8 @@ func (w *World) Path(context.Context, string) (string, error) { return w.image, 
 // Config is that of a service of this world.
 func (w *World) Config(t testing.TB) sandbox.Config {
 	t.Helper()
-	limits, err := sandbox.DefaultLimits()
-	if err != nil {
-		t.Fatal(err)
-	}
-	limits.ReserveMB = 0
 	return sandbox.Config{
-		Meta: w.Meta, Engine: w.Engine, Keeper: w.Keeper, Images: w, Limits: limits, Log: w.Log, Now: w.Clock.Now,
+		Meta: w.Meta, Engine: w.Engine, Keeper: w.Keeper, Images: w, Limits: sandbox.DefaultLimits(8 << 30), Log: w.Log, Now: w.Clock.Now,
 	}
 }
 

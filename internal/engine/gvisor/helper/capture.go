@@ -24,8 +24,9 @@ import (
 )
 
 // capture copies a running generation's state into the arena that it was
-// handed. If this process is killed the engine runs on within milliseconds.
-func capture(_ *bufio.Reader, out *events, req wire.Request) error {
+// handed. If this process is killed the engine runs on within milliseconds,
+// unless it was to be held: then it stays paused.
+func capture(in *bufio.Reader, out *events, req wire.Request) error {
 	t := req.Targets[0]
 	arena, err := pager.NewArena(
 		os.NewFile(wire.FDState, "state"), os.NewFile(wire.FDMeta, "meta"), os.NewFile(wire.FDPages, "pages"))
@@ -44,6 +45,21 @@ func capture(_ *bufio.Reader, out *events, req wire.Request) error {
 	}
 	warm(t.PID)
 	arena.Prefault(disk.MemoryUsage(t.PID) + disk.Overlay{}.Usage(t.PID))
+	if req.HoldMS == 0 {
+		return copyState(c, arena, out)
+	}
+	ignoreHangups()
+	if err := steerOne(wire.VerbPause, t); err != nil {
+		return err
+	}
+	if err := copyState(c, arena, out); err != nil {
+		return errors.Join(err, steerOne(wire.VerbResume, t))
+	}
+	return hold(in, out, t, time.Duration(req.HoldMS)*time.Millisecond)
+}
+
+// copyState has the engine write its state into the arena, and reports it.
+func copyState(c *urpc.Client, arena *pager.Arena, out *events) error {
 	sock, err := arena.Serve()
 	if err != nil {
 		return err
@@ -72,6 +88,31 @@ func capture(_ *bufio.Reader, out *events, req wire.Request) error {
 		return errors.New("engine: checkpoint: the engine wrote no state")
 	}
 	out.done(wire.Event{Sizes: sizes})
+	return nil
+}
+
+// hold keeps a paused engine until it is told what to do with it. Nobody there
+// to tell, or the limit over, means that it goes on.
+func hold(in *bufio.Reader, out *events, t wire.Target, limit time.Duration) error {
+	told := make(chan wire.Command, 1)
+	go func() {
+		cmd, err := readLine[wire.Command](in)
+		if err != nil {
+			cmd.Do = wire.VerbResume
+		}
+		told <- cmd
+	}()
+	cmd := wire.Command{Do: wire.VerbResume}
+	select {
+	case cmd = <-told:
+	case <-time.After(limit):
+	}
+	if cmd.Do != wire.Keep {
+		if err := steerOne(wire.VerbResume, t); err != nil {
+			return err
+		}
+	}
+	out.done(wire.Event{Command: cmd.ID})
 	return nil
 }
 

@@ -30,7 +30,9 @@ const (
 	VerbStart = "start"
 	// VerbCapture copies a running generation's state into an arena.
 	// Descriptors: 3 state, 4 meta, 5 pages, 6 ranges (the page identities,
-	// store format). One event: EventDone with Sizes.
+	// store format). One event: EventDone with Sizes. With Request.HoldMS the
+	// engine stays paused, and the helper waits for one Command, VerbResume or
+	// Keep; it resumes the engine when its standard input or the time ends.
 	VerbCapture = "capture"
 	// VerbRestore loads a checkpoint into prepared engine processes and serves
 	// their pages until all are loaded. Events: EventRunning, EventLoaded,
@@ -61,9 +63,17 @@ type Request struct {
 	Verb    string        `json:"verb"`
 	Targets []Target      `json:"targets"` // one, but for restore
 	Start   bool          `json:"start,omitempty"`
-	Image   string        `json:"image,omitempty"` // restore: directory of the checkpoint artefact
-	Rate    int64         `json:"rate,omitempty"`  // restore: bulk loading, bytes/s per target
+	Image   string        `json:"image,omitempty"`  // restore: directory of the checkpoint artefact
+	Rate    int64         `json:"rate,omitempty"`   // restore: bulk loading, bytes/s per target
+	Memory  Memory        `json:"memory,omitzero"`  // restore: where it slows down for want of memory
+	HoldMS  int64         `json:"holdMs,omitempty"` // capture: leave the engine paused, for this long at most
 	Prepare *PrepareExtra `json:"prepare,omitempty"`
+}
+
+// Memory is what a helper has to know of the machine's.
+type Memory struct {
+	Reserve int64    `json:"reserve,omitempty"` // bytes that shall stay free; 0 = the default of package hostmem
+	Groups  []string `json:"groups,omitempty"`  // directories of the control groups that bound it
 }
 
 // Target names a generation's engine.
@@ -89,6 +99,9 @@ type Command struct {
 	Do     string `json:"do"` // VerbPause | VerbResume | "release"
 	Target int    `json:"target"`
 }
+
+// Keep tells a holding helper to leave the engine paused.
+const Keep = "keep"
 
 // Release tells a restoring helper that no command will follow.
 const Release = "release"

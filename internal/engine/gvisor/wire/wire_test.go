@@ -14,7 +14,7 @@ import (
 // must find what it knows where it was. Lines are only ever added here.
 func TestVersion1OnTheWire(t *testing.T) {
 	t.Parallel()
-	p := engine.Process{Generation: "gn-1", Build: "b", Dir: "/run/x", PID: 5, StartTime: 6, GoferPID: 7}
+	p := engine.Process{Generation: "gn-1", Build: "b", Engine: "e", Dir: "/run/x", PID: 5, StartTime: 6, GoferPID: 7}
 	for _, tt := range []struct {
 		value any
 		want  string
@@ -39,7 +39,7 @@ func TestVersion1OnTheWire(t *testing.T) {
 		{Event{Event: EventDone, Command: 4}, `{"event":"done","command":4}`},
 		{
 			Event{Event: EventDone, Process: p},
-			`{"event":"done","process":{"generation":"gn-1","build":"b","dir":"/run/x","pid":5,"startTime":6,"goferPid":7}}`,
+			`{"event":"done","process":{"generation":"gn-1","build":"b","engine":"e","dir":"/run/x","pid":5,"startTime":6,"goferPid":7}}`,
 		},
 		{
 			Event{Event: EventDone, Sizes: Sizes{State: 1, Meta: 2, Pages: 3, Ranges: 4, PauseNS: 5}},

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/opencomputer/oc/internal/admission"
+	"github.com/opencomputer/oc/internal/checkpoint"
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/hostmem"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+// measured is an engine whose guests take as much memory as a test says, and
+// that notes the budgets of captures.
+type measured struct {
+	*sandboxtest.Engine
+	usage atomic.Int64
+
+	mu      sync.Mutex
+	budgets []int64
+}
+
+func (m *measured) Usage(engine.Process) (memory, disk int64) { return m.usage.Load(), 0 }
+
+func (m *measured) Capture(ctx context.Context, p engine.Process, budget int64) (*engine.Capture, error) {
+	m.mu.Lock()
+	m.budgets = append(m.budgets, budget)
+	m.mu.Unlock()
+	return m.Engine.Capture(ctx, p, budget)
+}
+
+func (m *measured) lastBudget() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.budgets[len(m.budgets)-1]
+}
+
+// scarce is a node on a machine of 100 GB, of which a test says how much is
+// available; 100 MB of it stay reserved.
+type scarce struct {
+	*node
+	available atomic.Int64
+	ledger    *admission.Ledger
+	engine    *measured
+}
+
+const scarceBudget = 1 << 30
+
+func newScarce(t *testing.T) *scarce {
+	t.Helper()
+	w := sandboxtest.New(t)
+	s := &scarce{node: &node{World: w, dir: filepath.Join(t.TempDir(), "checkpoints")}, engine: &measured{Engine: w.Engine}}
+	s.set(10000)
+	s.ledger = admission.New(func() (hostmem.Memory, error) {
+		return hostmem.Memory{Total: 100 << 30, Available: s.available.Load()}, nil
+	}, 100<<20)
+	var err error
+	if s.store, err = store.OpenDir(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.Config(t)
+	cfg.Engine, cfg.Memory = s.engine, s.ledger
+	s.sandboxes = sandbox.New(cfg)
+	s.checkpoints = checkpoint.New(checkpoint.Config{
+		Meta: w.Meta, Sandboxes: s.sandboxes, Engine: s.engine, Images: w, Store: s.store,
+		Memory: s.ledger, Budget: scarceBudget, Log: w.Log,
+	})
+	t.Cleanup(s.stop)
+	if err := errors.Join(s.checkpoints.Start(t.Context()), s.sandboxes.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *scarce) set(availableMB int64) { s.available.Store(availableMB << 20) }
+
+// nothingPromised waits until it is so.
+func (s *scarce) nothingPromised(t *testing.T) {
+	t.Helper()
+	sandboxtest.Eventually(t, "nothing is promised", func() bool { return s.ledger.Promised() == 0 })
+}
+
+// A capture that memory has no room for goes through the disk; without memory
+// for that, it is refused.
+func TestCaptureIsAdmitted(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	sb := s.box(t, "s")
+	s.engine.usage.Store(200 << 20)
+	for name, c := range map[string]struct {
+		usageMB, availableMB, budget int64
+	}{
+		"enough":                 {200, 364, scarceBudget},
+		"not enough":             {200, 363, 0},
+		"larger than the budget": {1025, 9999, 0},
+		"just enough for disk":   {200, 164, 0},
+	} {
+		s.engine.usage.Store(c.usageMB << 20)
+		s.set(c.availableMB)
+		s.checkpoint(t, sb.ID, name)
+		if got := s.engine.lastBudget(); got != c.budget {
+			t.Errorf("%s: a budget of %d", name, got)
+		}
+	}
+	s.set(163)
+	n := len(s.engine.budgets)
+	_, err := s.checkpoints.Create(t.Context(), s.Org, sb.ID, checkpoint.CreateRequest{Name: "none"})
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "64 MB needed; 163 MB available") {
+		t.Errorf("without memory: %v", err)
+	}
+	if len(s.engine.budgets) != n {
+		t.Error("it was captured")
+	}
+	s.nothingPromised(t)
+	// The reason is kept for who did not wait.
+	rows, err := s.checkpoints.List(t.Context(), s.Org, sb.ID)
+	if err != nil || !slices.ContainsFunc(rows, func(c meta.Checkpoint) bool {
+		return c.Status == meta.CheckpointFailed && strings.Contains(c.ErrorMsg, "163 MB available")
+	}) {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+// A spawn holds its claim until the clones are loaded, lost or given up; a
+// refused one leaves nothing behind.
+func TestSpawnIsAdmitted(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	sb := s.box(t, strings.Repeat("s", 1<<20)) // a state of 1 MB becomes 4 MB
+	cp := s.checkpoint(t, sb.ID, "c")
+	s.set(100 + 2*68 - 1)
+	spawn := func() error {
+		_, err := s.checkpoints.Spawn(t.Context(), s.Org, cp.ID, checkpoint.SpawnRequest{Count: 2})
+		return err
+	}
+	if err := spawn(); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "136 MB needed; 235 MB available") || !strings.Contains(err.Error(), cp.ID) {
+		t.Errorf("without memory: %v", err)
+	}
+	s.Exactly(t, sb.GenerationID)
+	s.set(100 + 2*68)
+
+	reached, letGo := s.holdAt(sandboxtest.Load)
+	s.engine.usage.Store(1 << 20)
+	if err := spawn(); err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	if got := s.ledger.Promised(); got != 2*67<<20 {
+		t.Errorf("%d MB promised while 2 of 8 MB are loaded", got>>20)
+	}
+	if err := spawn(); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "134 MB are promised") {
+		t.Errorf("a second one beside it: %v", err)
+	}
+	letGo()
+	s.nothingPromised(t)
+
+	for _, step := range []string{sandboxtest.Restore, sandboxtest.Load} {
+		s.failAt(step, errors.New("no "+step))
+		if err := spawn(); err == nil && step == sandboxtest.Restore {
+			t.Error("spawned without a restore")
+		}
+		s.nothingPromised(t)
+	}
+}
+
+// A restore in place has both generations in memory at once. Refused, the old
+// one runs on.
+func TestRestoreIsAdmitted(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	sb := s.box(t, "s")
+	cp := s.checkpoint(t, sb.ID, "c")
+	s.set(164)
+	err := s.checkpoints.Restore(t.Context(), s.Org, sb.ID, cp.ID)
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "164 MB available") {
+		t.Errorf("without memory: %v", err)
+	}
+	if s.sandbox(t, sb.ID).GenerationID != sb.GenerationID {
+		t.Error("it has another generation")
+	}
+	s.set(165)
+	if err := s.checkpoints.Restore(t.Context(), s.Org, sb.ID, cp.ID); err != nil {
+		t.Error(err)
+	}
+	s.nothingPromised(t)
+}
+
+// What still loads when a server ends is owed by the next one.
+func TestLoadingIsOwedByTheNextServer(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	sb := s.box(t, strings.Repeat("s", 1<<20))
+	cp := s.checkpoint(t, sb.ID, "c")
+	reached, letGo := s.holdAt(sandboxtest.Load)
+	s.engine.usage.Store(0)
+	if _, err := s.checkpoints.Spawn(t.Context(), s.Org, cp.ID, checkpoint.SpawnRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	s.stop()
+	s.nothingPromised(t)
+	cfg := s.Config(t)
+	cfg.Engine, cfg.Memory = s.engine, s.ledger
+	s.sandboxes = sandbox.New(cfg)
+	if err := s.sandboxes.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.ledger.Promised(); got != cp.SizeBytes {
+		t.Errorf("%d bytes promised, want %d", got, cp.SizeBytes)
+	}
+	letGo()
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencomputer/oc/test/harness"
+)
+
+// running gives a server's processes that were started with each of the words.
+func running(s *harness.Server, words ...string) []int {
+	var pids []int
+	for _, p := range s.Processes() {
+		if !slices.ContainsFunc(words, func(w string) bool { return !slices.Contains(p.Args, w) }) {
+			pids = append(pids, p.PID)
+		}
+	}
+	return pids
+}
+
+// engines gives the engine processes, of sandboxes and of the pool.
+func engines(s *harness.Server) []int { return running(s, "runsc-sandbox") }
+
+// crash kills the server.
+func crash(t *testing.T, s *harness.Server) {
+	t.Helper()
+	pids := running(s, "serve")
+	if len(pids) != 1 {
+		t.Fatalf("%d servers run", len(pids))
+	}
+	must(t, syscall.Kill(pids[0], syscall.SIGKILL))
+	await(t, "the server is gone", func() bool { return len(running(s, "serve")) == 0 })
+}
+
+// keptBuild is the directory in which a server keeps its copy of an oc.
+func keptBuild(t *testing.T, s *harness.Server, binary string) string {
+	t.Helper()
+	f, err := os.Open(binary)
+	must(t, err)
+	defer f.Close()
+	h := sha256.New()
+	_, err = io.Copy(h, f)
+	must(t, err)
+	return filepath.Join(s.Data, "engines", hex.EncodeToString(h.Sum(nil)))
+}
+
+// enginesOf counts the engine processes that run from a kept build.
+func enginesOf(s *harness.Server, build string) int {
+	n := 0
+	for _, pid := range engines(s) {
+		exe, _ := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "exe")) // error: it has ended
+		if strings.HasPrefix(exe, build+"/") {
+			n++
+		}
+	}
+	return n
+}
+
+// openFiles counts a process's descriptors.
+func openFiles(t *testing.T, pid int) int {
+	t.Helper()
+	es, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "fd"))
+	must(t, err)
+	return len(es)
+}

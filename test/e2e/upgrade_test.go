@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencomputer/oc/client"
+	"github.com/opencomputer/oc/test/harness"
+)
+
+// TestUpgradedServerWorksWithSandboxesOfTheOldBuild starts sandboxes under one
+// build of oc and goes on with another, whose engine cannot read the images of
+// the first one's.
+func TestUpgradedServerWorksWithSandboxesOfTheOldBuild(t *testing.T) {
+	t.Parallel()
+	current, err := harness.Binary()
+	must(t, err)
+	earlier := filepath.Join(t.TempDir(), "oc")
+	must(t, harness.BuildOC(t.Context(), earlier, "oc-engine-earlier"))
+
+	s, err := harness.New("", harness.Settings{"load-rate": slowLoad, "pool": 2})
+	must(t, err)
+	s.Use(earlier)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("from the server's log:\n%s", troubles(s))
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, s.Up(t.Context()))
+	oc(t, s, "template", "build", "small")
+	b := create(t, s)
+	b.count()
+	b.heap(50, 5)
+	sum := b.heapSum()
+	cp := b.checkpoint("of the old build")
+	other := create(t, s)
+	loading := spawn(t, s, cp) // its pager is of the old build as well
+
+	must(t, s.Down(t.Context()))
+	s.Use(current)
+	must(t, s.Up(t.Context()))
+	old, now := keptBuild(t, s, earlier), keptBuild(t, s, current)
+	awaitEngines(t, s, old, 3)
+
+	b.countOn(5)
+	b.ticks()
+	if got := loading.heapSum(); got != sum {
+		t.Errorf("the heap of the spawn that was loading is %s, not %s", got, sum)
+	}
+	next := b.checkpoint("by the new server")
+	b.restore(cp)
+	b.countOn(5)
+	b.ticks()
+	// More than the pool holds: none may come from a pool of the new build.
+	for _, from := range []string{cp, next, cp, next} {
+		clone := spawn(t, s, from)
+		clone.countOn(5)
+		clone.ticks()
+		if got := clone.heapSum(); got != sum {
+			t.Errorf("the heap of a spawn is %s, not %s", got, sum)
+		}
+		again := clone.checkpoint("of a spawn")
+		oc(t, s, "kill", clone.id)
+		oc(t, s, "checkpoint", "delete", clone.id, again)
+	}
+	awaitEngines(t, s, old, 3)
+
+	fresh := create(t, s)
+	fresh.count()
+	if n := enginesOf(s, now); n == 0 {
+		t.Error("a new sandbox does not run the new build")
+	}
+	fromFresh := fresh.checkpoint("of the new build")
+	other.restore(fromFresh) // across the builds
+	other.countOn(5)
+	awaitEngines(t, s, old, 2)
+
+	// Without the old build nothing of its can be restored, and nothing is lost.
+	must(t, os.Rename(old, old+".away"))
+	build := filepath.Base(old)
+	for _, args := range [][]string{{"checkpoint", "spawn", cp}, {"checkpoint", "restore", fresh.id, cp}} {
+		refused(t, s, 3, []string{"oc-engine-earlier", build[:12], "copy that build to " + old}, args...)
+	}
+	fresh.countOn(5)
+	fresh.ticks()
+	b.countOn(5)
+	must(t, os.Rename(old+".away", old))
+
+	for _, x := range []box{b, loading} {
+		oc(t, s, "kill", x.id)
+	}
+	awaitEngines(t, s, old, 0)
+	restart(t, s)
+	last := spawn(t, s, cp)
+	last.countOn(5)
+	last.ticks()
+	if sb := last.get(); sb.Status != client.StatusRunning {
+		t.Errorf("it is %s", sb.Status)
+	}
+}
+
+// awaitEngines waits until so many engine processes run from a kept build.
+func awaitEngines(t *testing.T, s *harness.Server, build string, n int) {
+	t.Helper()
+	await(t, fmt.Sprintf("%d engines of build %.12s run", n, filepath.Base(build)), func() bool { return enginesOf(s, build) == n })
+}
