@@ -46,7 +46,7 @@ func shortOfMemory(t *testing.T, err error, status int) {
 // answers, or was refused with the numbers; no sandbox is lost for the others.
 func TestMemoryIsNeverExhausted(t *testing.T) { // not parallel: it uses up the machine
 	// In the short mode the machine is made smaller by its reserve.
-	heapMB, spawns, settings := 200, 8, harness.Settings{"memory-reserve": max(1, machineMB(t, "MemAvailable")-1500)}
+	heapMB, spawns, settings := 300, 12, harness.Settings{"memory-reserve": max(1, machineMB(t, "MemAvailable")-3000)}
 	if long {
 		heapMB, spawns, settings = 1000, 40, nil
 	}
