@@ -428,7 +428,7 @@ func (c worldCheckpoints) Restore(_ context.Context, orgID, sandboxID, cpID stri
 }
 
 func (c worldCheckpoints) RestoreSaving(ctx context.Context, orgID, sandboxID, cpID string) (checkpoint.Saved, error) {
-	return checkpoint.Saved{Note: "nothing to save"}, c.Restore(ctx, orgID, sandboxID, cpID)
+	return checkpoint.Saved{}, c.Restore(ctx, orgID, sandboxID, cpID)
 }
 
 func (c worldCheckpoints) Spawn(_ context.Context, orgID, cpID string, req checkpoint.SpawnRequest) ([]meta.Sandbox, error) {

@@ -25,7 +25,9 @@ import (
 // The engine decides when it ends a write; so the mappings live until the
 // arena is closed and the last writer is.
 type Arena struct {
-	files map[string]*region
+	files   map[string]*region
+	copying chan struct{}
+	begun   sync.Once // closes copying
 
 	mu      sync.Mutex
 	writers int  // open ones
@@ -42,7 +44,7 @@ type region struct {
 
 // NewArena maps the three files; their sizes bound what a capture may take.
 func NewArena(state, meta, pages *os.File) (_ *Arena, err error) {
-	a := &Arena{files: map[string]*region{}}
+	a := &Arena{files: map[string]*region{}, copying: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -84,6 +86,9 @@ func (a *Arena) Prefault(n int64) {
 // Serve starts serving the arena's files for writing and gives the engine's
 // end of the connection.
 func (a *Arena) Serve() (*os.File, error) { return serve(captureServer{a}) }
+
+// Copying is closed when the engine, frozen by then, is about to copy its pages.
+func (a *Arena) Copying() <-chan struct{} { return a.copying }
 
 // Sizes are the bytes written to each file, valid after the capture.
 func (a *Arena) Sizes() (state, meta, pages int64) {
@@ -199,6 +204,9 @@ type source uint32
 
 // RegisterSourceFD numbers the engine's memory files in their order.
 func (w *captureWriter) RegisterSourceFD(int32, uint64, []stateio.ClientFileRangeSetting) (stateio.SourceFile, error) {
+	if w.identify {
+		w.a.begun.Do(func() { close(w.a.copying) })
+	}
 	w.sources++
 	return source(w.sources - 1), nil
 }

@@ -68,6 +68,7 @@ type world struct {
 	t           *testing.T
 	rnd         *rand.Rand
 	server      *harness.Server
+	pool        int               // engines that may be there without a sandbox
 	sandboxes   map[string]int    // running, with the least that its counter must show
 	checkpoints map[string]int    // ready, with the least that it holds
 	owner       map[string]string // of a checkpoint
@@ -76,7 +77,8 @@ type world struct {
 }
 
 func newWorld(t *testing.T, rnd *rand.Rand) *world {
-	s, err := harness.New("", harness.Settings{"load-rate": 100})
+	pool := rnd.IntN(2) * 2
+	s, err := harness.New("", harness.Settings{"load-rate": 100, "pool": pool})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +87,7 @@ func newWorld(t *testing.T, rnd *rand.Rand) *world {
 			t.Errorf("closing the server: %v", err)
 		}
 	})
-	w := &world{t: t, rnd: rnd, server: s, sandboxes: map[string]int{}, checkpoints: map[string]int{}, owner: map[string]string{}}
+	w := &world{t: t, rnd: rnd, server: s, pool: pool, sandboxes: map[string]int{}, checkpoints: map[string]int{}, owner: map[string]string{}}
 	w.up(t)
 	if out, err := s.Run(t.Context(), nil, "template", "build", "small"); err != nil || out.Code != 0 {
 		t.Fatalf("building the template: %v\n%s", err, out)

@@ -74,11 +74,11 @@ func TestSandboxRunsOnAfterAHungCapture(t *testing.T) {
 
 // freeze begins a checkpoint and stops its helper in the middle, when the engine
 // is frozen. The moment is guessed from the connections that the helper has
-// made, and then checked: the sandbox must not answer. A wrong guess is undone
-// and tried again.
+// made, and then checked: the sandbox must not answer. After a wrong guess the
+// helper goes on, and another checkpoint is made.
 func (b box) freeze(name string) (cp string, helper int) {
 	b.t.Helper()
-	const tries, asked, silence = 10, 5 * time.Millisecond, 3 * time.Second
+	const tries, asked, silence = 10, 20 * time.Millisecond, 3 * time.Second
 	for range tries {
 		c, err := api(b.t, b.s).CreateCheckpoint(b.t.Context(), b.id, client.CreateCheckpointRequest{Name: name, NoWait: true})
 		must(b.t, err)
@@ -91,7 +91,7 @@ func (b box) freeze(name string) (cp string, helper int) {
 			if err == nil && ask != nil {
 				return c.ID, helper
 			}
-			_ = syscall.Kill(helper, syscall.SIGKILL) // gone is as good
+			_ = syscall.Kill(helper, syscall.SIGCONT) // gone is as good
 		}
 		await(b.t, "the checkpoint that was not caught is settled", func() bool {
 			c, err = api(b.t, b.s).GetCheckpoint(b.t.Context(), c.ID)

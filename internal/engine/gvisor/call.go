@@ -46,9 +46,7 @@ func (d *Driver) helperCmd(ctx context.Context, build, verb string, files ...*os
 }
 
 // call runs a helper to its end and gives its one event. When ctx ends first
-// the helper is killed, which leaves the engine running; so is it when this
-// process ends, because a helper that hangs in a capture would otherwise hold
-// the engine frozen with nobody left to end it.
+// the helper is told to end, and soon killed, which leaves the engine running.
 func (d *Driver) call(ctx context.Context, build string, req wire.Request, files ...*os.File) (wire.Event, error) {
 	req.Version = wire.Version
 	c, err := d.helperCmd(ctx, build, req.Verb, files...)
@@ -61,9 +59,9 @@ func (d *Driver) call(ctx context.Context, build string, req wire.Request, files
 	}
 	out, stderr := &limited{limit: eventLimit}, &limited{limit: stderrLimit}
 	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(append(line, '\n')), out, stderr
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.WaitDelay = killDelay
-	c.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	runtime.LockOSThread() // the parent that Pdeathsig is about is the thread
+	runtime.LockOSThread() // a helper that ends with its parent means this thread
 	runErr := c.Run()
 	runtime.UnlockOSThread()
 	var ev wire.Event

@@ -53,7 +53,14 @@ func restore(in *bufio.Reader, out *events, req wire.Request) error {
 	defer close(ended)
 	hurry := make(chan os.Signal, 1)
 	signal.Notify(hurry, unix.SIGUSR1) // somebody waits for the load to end
-	go r.pace(hostmem.Within(req.Memory.Groups...), hurry, ended)
+	tick := time.NewTicker(paceEvery)
+	defer tick.Stop()
+	g := governor{full: req.Rate, reserve: req.Memory.Reserve, memory: hostmem.Within(req.Memory.Groups...), set: func(rate int64) {
+		for _, s := range r.servers {
+			s.SetRate(rate)
+		}
+	}}
+	go g.run(tick.C, hurry, ended)
 	released := make(chan struct{})
 	go func() {
 		defer close(released)
@@ -66,41 +73,6 @@ func restore(in *bufio.Reader, out *events, req wire.Request) error {
 	wg.Wait()
 	<-released
 	return nil
-}
-
-// paceEvery is how often the rate of loading is seen to.
-const paceEvery = time.Second
-
-// pace slows the loading down while the machine is short of memory, until it
-// has ended. A hurry lifts the bound for good.
-func (r *restoring) pace(memory hostmem.Reader, hurry <-chan os.Signal, ended <-chan struct{}) {
-	tick := time.NewTicker(paceEvery)
-	defer tick.Stop()
-	var pace *pager.Pace
-	for {
-		select {
-		case <-ended:
-			return
-		case <-hurry:
-			r.setRate(0)
-			tick.Stop()
-		case <-tick.C:
-			m, err := memory()
-			if err != nil || r.req.Rate <= 0 {
-				continue // it goes on as it does
-			}
-			if pace == nil {
-				pace = pager.NewPace(r.req.Rate, m.Reserve(r.req.Memory.Reserve))
-			}
-			r.setRate(pace.Next(m.Available))
-		}
-	}
-}
-
-func (r *restoring) setRate(rate int64) {
-	for _, s := range r.servers {
-		s.SetRate(rate)
-	}
 }
 
 // load restores one target and waits until all its memory is there.
