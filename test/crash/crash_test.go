@@ -33,6 +33,8 @@ const (
 	// patience bounds each wait: a loaded machine is slow.
 	patience = 2 * time.Minute
 	poll     = 50 * time.Millisecond
+	// pool is the size of the server's pool of prepared engines.
+	pool = 1
 	// window is how long after the beginning of an operation the kill comes at
 	// the latest.
 	window = 400 * time.Millisecond
