@@ -63,34 +63,36 @@ func serve(ctx context.Context, s node.Settings, log *slog.Logger, out io.Writer
 	return n.Serve(ctx, s.Listen, func(url string) error {
 		fmt.Fprintf(out, "OpenComputer serves %s (data in %s)\n", url, s.DataDir)
 		if key != "" {
-			return introduce(out, url, key)
+			introduce(out, url, key)
 		}
 		return nil
 	})
 }
 
-// introduce writes the first key to the invoking user's configuration, unless
-// that points to another server.
-func introduce(out io.Writer, url, key string) error {
+// introduce writes the first key to the invoking user's configuration. Where
+// that points to another server, or cannot be written, it says how to use the
+// key: it is never lost.
+func introduce(out io.Writer, url, key string) {
 	home, err := invokerHome()
-	if err != nil {
-		return err
+	var f config.File
+	if err == nil {
+		f, err = config.Load(home)
 	}
-	path := config.Path(home)
-	f, err := config.Load(home)
-	if err != nil {
-		return err
-	}
-	if f.APIURL != "" && f.APIURL != url || f.APIURL == "" && f.APIKey != "" && url != config.DefaultAPIURL {
-		fmt.Fprintf(out, "%s points to another server and was left alone. To use this one:\n  oc config set api-url %s && oc config set api-key %s\n", path, url, key)
-		return nil
+	use := fmt.Sprintf("To use this server:\n  oc config set api-url %s && oc config set api-key %s\n", url, key)
+	switch {
+	case err != nil:
+		fmt.Fprintf(out, "No configuration was written: %v. %s", err, use)
+		return
+	case f.APIURL != "" && f.APIURL != url || f.APIURL == "" && f.APIKey != "" && url != config.DefaultAPIURL:
+		fmt.Fprintf(out, "%s points to another server and was left alone. %s", config.Path(home), use)
+		return
 	}
 	f.APIURL, f.APIKey = url, key
 	if err := f.Save(home); err != nil {
-		return err
+		fmt.Fprintf(out, "No configuration was written: %v. %s", err, use)
+		return
 	}
-	fmt.Fprintf(out, "The first API key was written to %s; more with `oc key create`.\n", path)
-	return nil
+	fmt.Fprintf(out, "The first API key was written to %s; more with `oc key create`.\n", config.Path(home))
 }
 
 // invokerHome is the home of the user behind sudo, or of the user itself.
@@ -102,7 +104,14 @@ func invokerHome() (string, error) {
 		}
 		return u.HomeDir, nil
 	}
-	return os.UserHomeDir()
+	if home, err := os.UserHomeDir(); err == nil {
+		return home, nil
+	}
+	u, err := user.Current() // without HOME, as under systemd
+	if err != nil {
+		return "", fmt.Errorf("finding the home directory: %w", err)
+	}
+	return u.HomeDir, nil
 }
 
 func logger(s node.Settings, w io.Writer) (*slog.Logger, error) {

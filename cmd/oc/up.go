@@ -91,7 +91,7 @@ func up(cmd *cobra.Command, s node.Settings) error {
 	fmt.Fprintf(out, "OpenComputer is up: %s (pid %d, data in %s)\n", i.APIURL, i.PID, i.DataDir)
 	// What the server said of its first key goes to its log; say it here too.
 	for _, line := range bytes.Split([]byte(logSince(logFile, began)), []byte("\n")) {
-		if bytes.Contains(line, []byte("API key was written")) || bytes.Contains(line, []byte("points to another server")) || bytes.HasPrefix(line, []byte("  oc config")) {
+		if bytes.Contains(line, []byte("API key was written")) || bytes.Contains(line, []byte("To use this server:")) || bytes.HasPrefix(line, []byte("  oc config")) {
 			fmt.Fprintf(out, "%s\n", line)
 		}
 	}
@@ -216,6 +216,10 @@ func printStatus(out io.Writer, st node.Status) {
 		fmt.Fprintf(out, "OpenComputer is up.\nURL:          %s\nPID:          %d\nVersion:      %s\n", st.APIURL, st.PID, st.Version)
 	}
 	fmt.Fprintf(out, "Data:         %s\n", st.DataDir)
+	if st.Counts == nil {
+		fmt.Fprintln(out, "What it holds is shown to root only.")
+		return
+	}
 	fmt.Fprintf(out, "Sandboxes:    %d running, %d in error\nCheckpoints:  %d ready\nTemplates:    %d\n",
 		st.Counts.Running, st.Counts.Error, st.Counts.Checkpoints, st.Counts.Templates)
 }

@@ -240,7 +240,7 @@ func (c *Catalog) Delete(ctx context.Context, orgID, name string) error {
 		if err != nil {
 			return err
 		}
-		if use.Sandboxes+use.Checkpoints > 0 {
+		if use.Sandboxes+use.Checkpoints > 0 && use.Templates < 2 { // another name may keep the tree
 			return fault.New(fault.Conflict, "template %s is used by %d sandboxes and %d checkpoints", name, use.Sandboxes, use.Checkpoints).
 				WithHint("kill the sandboxes and delete the checkpoints first")
 		}

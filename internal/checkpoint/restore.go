@@ -134,7 +134,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 			return errors.Join(err, restored.Discard(ctx))
 		}
 		return op.Replace(ctx, restored, func(row *meta.Sandbox) {
-			row.CPUs, row.DiskMB, row.MemoryMB = sb.CPUs, sb.DiskMB, sb.MemoryMB
+			row.CPUs, row.DiskMB, row.MemoryMB, row.Template = sb.CPUs, sb.DiskMB, sb.MemoryMB, c.Template
 			row.LastCheckpoint = c.ID // what its next checkpoint descends from
 		}, saver.saves(sb))
 	})
@@ -143,11 +143,8 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 // Spawn makes sandboxes of a checkpoint. They are all running when it returns;
 // after an error there are none.
 func (s *Service) Spawn(ctx context.Context, orgID, id string, req SpawnRequest) ([]meta.Sandbox, error) {
-	if req.Count == 0 {
-		req.Count = 1
-	}
-	if req.Count < 1 || req.Count > MaxSpawn {
-		return nil, fault.New(fault.Invalid, "count is %d; it must be from 1 to %d", req.Count, MaxSpawn)
+	if err := req.complete(); err != nil {
+		return nil, err
 	}
 	c, err := s.ready(ctx, orgID, id)
 	if err != nil {
@@ -158,7 +155,11 @@ func (s *Service) Spawn(ctx context.Context, orgID, id string, req SpawnRequest)
 		return nil, err
 	}
 	defer release()
-	rows, err := s.cfg.Sandboxes.Plan(ctx, planned(orgID, c, req))
+	from, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.cfg.Sandboxes.Plan(ctx, planned(orgID, c, from.Metadata, req))
 	if err != nil {
 		return nil, err
 	}
@@ -176,15 +177,30 @@ func (s *Service) Spawn(ctx context.Context, orgID, id string, req SpawnRequest)
 	return rows, nil
 }
 
-// planned are the rows of a spawn, not yet inserted.
-func planned(orgID string, c meta.Checkpoint, req SpawnRequest) []meta.Sandbox {
+// complete fills in the default count and checks it.
+func (r *SpawnRequest) complete() error {
+	if r.Count == 0 {
+		r.Count = 1
+	}
+	if r.Count < 1 || r.Count > MaxSpawn {
+		return fault.New(fault.Invalid, "count is %d; it must be from 1 to %d", r.Count, MaxSpawn)
+	}
+	return nil
+}
+
+// over lays one map over another.
+func over(base, top map[string]string) map[string]string {
+	out := map[string]string{}
+	maps.Copy(out, base)
+	maps.Copy(out, top)
+	return out
+}
+
+// planned are the rows of a spawn, not yet inserted. The request's entries win
+// over the checkpoint's environment and its sandbox's metadata.
+func planned(orgID string, c meta.Checkpoint, metadata map[string]string, req SpawnRequest) []meta.Sandbox {
 	rows := make([]meta.Sandbox, req.Count)
 	for i := range rows {
-		envs := maps.Clone(c.Envs)
-		if envs == nil {
-			envs = map[string]string{}
-		}
-		maps.Copy(envs, req.Envs)
 		name := req.Name
 		if name != "" && req.Count > 1 {
 			name = fmt.Sprintf("%s-%d", name, i+1)
@@ -192,7 +208,7 @@ func planned(orgID string, c meta.Checkpoint, req SpawnRequest) []meta.Sandbox {
 		rows[i] = meta.Sandbox{
 			OrgID: orgID, Name: name, Template: c.Template, FromCheckpoint: c.ID, LastCheckpoint: c.ID,
 			CPUs: c.CPUs, MemoryMB: max(c.MemoryMB, req.MemoryMB), DiskMB: c.DiskMB,
-			TimeoutSec: req.TimeoutSec, Envs: envs, Metadata: maps.Clone(req.Metadata),
+			TimeoutSec: req.TimeoutSec, Envs: over(c.Envs, req.Envs), Metadata: over(metadata, req.Metadata),
 		}
 	}
 	return rows
@@ -201,6 +217,9 @@ func planned(orgID string, c meta.Checkpoint, req SpawnRequest) []meta.Sandbox {
 // Fork is a checkpoint and a spawn in one step. The checkpoint stays, named
 // "fork-…".
 func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRequest) (meta.Checkpoint, []meta.Sandbox, error) {
+	if err := req.complete(); err != nil {
+		return meta.Checkpoint{}, nil, err
+	}
 	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
 	if err != nil {
 		return meta.Checkpoint{}, nil, err
@@ -216,5 +235,8 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 		return c, nil, err
 	}
 	made, err := s.Spawn(ctx, orgID, c.ID, req)
+	if err != nil { // nobody asked for the checkpoint alone
+		err = errors.Join(err, s.Delete(context.WithoutCancel(ctx), orgID, sandboxID, c.ID))
+	}
 	return c, made, err
 }

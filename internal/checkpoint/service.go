@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,7 +72,7 @@ func (s *Service) Close() {
 }
 
 // Start fails the rows that an earlier server left processing, finishes its
-// deletions, and removes artefacts that no ready row names.
+// deletions, and removes the artefacts of rows that are not ready.
 func (s *Service) Start(ctx context.Context) error {
 	stored, err := s.cfg.Store.List()
 	if err != nil {
@@ -82,7 +83,9 @@ func (s *Service) Start(ctx context.Context) error {
 		return err
 	}
 	keep := map[string]bool{}
+	known := map[string]bool{}
 	for _, c := range rows {
+		known[c.ID] = true
 		switch c.Status {
 		case meta.CheckpointProcessing:
 			s.fail(ctx, &c, errors.New("the server ended while it was being made"))
@@ -98,6 +101,12 @@ func (s *Service) Start(ctx context.Context) error {
 		}
 	}
 	for _, id := range stored {
+		if !known[id] {
+			// A row exists before its artefact and goes after it: this one is
+			// another database's.
+			s.cfg.Log.Warn("the store holds a checkpoint that the database does not know; it is left alone", "checkpoint", id)
+			continue
+		}
 		if !keep[id] {
 			if err := s.cfg.Store.Delete(id); err != nil {
 				return err
@@ -155,8 +164,8 @@ func check(sb meta.Sandbox, req CreateRequest) (limit, keep int, err error) {
 		return 0, 0, fault.New(fault.Invalid, "sandbox must be running to create a checkpoint; %s is %s", sb.ID, sb.State)
 	case req.Name == "":
 		return 0, 0, fault.New(fault.Invalid, "name is required")
-	case len(req.Name) > maxName:
-		return 0, 0, fault.New(fault.Invalid, "the name is longer than %d bytes", maxName)
+	case len(req.Name) > maxName || strings.ContainsFunc(req.Name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return 0, 0, fault.New(fault.Invalid, "the name must have at most %d printable characters", maxName)
 	case req.Kind == kindDiskOnly:
 		return 0, 0, fault.New(fault.Invalid, "checkpoints of kind disk_only are not available in this release").WithHint("use kind full")
 	case req.Kind != "" && req.Kind != kindFull:
@@ -195,8 +204,17 @@ func (s *Service) make(ctx context.Context, c *meta.Checkpoint) error {
 	})
 	if err != nil {
 		s.fail(ctx, c, err)
+		err = explain(err, "the checkpoint of sandbox %s failed", c.SandboxID)
 	}
 	return err
+}
+
+// explain makes a failure of ours one that says what failed, and why.
+func explain(err error, format string, args ...any) error {
+	if err == nil || fault.As(err).Kind != fault.Internal || fault.Is(err, fault.Internal) {
+		return err
+	}
+	return fault.Wrap(fault.Internal, err, "%s: %s", fmt.Sprintf(format, args...), err)
 }
 
 // fail settles a row as failed. The user's part of the reason is kept.
@@ -325,5 +343,6 @@ func (l *locks) rlock(id string) (unlock func()) {
 	return func() { k.RUnlock(); l.put(id, k) }
 }
 
-// name makes the name of an automatic checkpoint.
-func automaticName(prefix string) string { return fmt.Sprintf("%s-%s", prefix, meta.NewID("x")[2:]) }
+// automaticName makes the name of an automatic checkpoint: a prefix and 8 hex
+// digits.
+func automaticName(prefix string) string { return meta.NewID(prefix) }

@@ -28,7 +28,11 @@ func (s *Service) Tree(ctx context.Context, orgID, sandboxID string) ([]Node, er
 	if err != nil {
 		return nil, err
 	}
-	return connected(nodes(sandboxes, checkpoints), sandboxID), nil
+	owner := map[string]string{}
+	for _, c := range checkpoints {
+		owner[c.ID] = c.SandboxID
+	}
+	return connected(nodes(sandboxes, checkpoints), owner, sandboxID), nil
 }
 
 // nodes are in the order of creation, so that parents come first.
@@ -67,21 +71,31 @@ func nodes(sandboxes []meta.Sandbox, checkpoints []meta.Checkpoint) []Node {
 	return out
 }
 
-// connected keeps the nodes of the tree that the sandbox is in.
-func connected(in []Node, sandboxID string) []Node {
+// connected keeps the nodes of the family that the sandbox is in: what descends
+// from one another, and sandboxes with the checkpoints taken of them.
+func connected(in []Node, owner map[string]string, sandboxID string) []Node {
 	if sandboxID == "" {
 		return in
 	}
 	root := map[string]string{}
-	for _, n := range in { // parents come first
-		root[n.ID] = n.ID
-		if n.ParentID != "" {
-			root[n.ID] = root[n.ParentID]
+	var find func(id string) string
+	find = func(id string) string {
+		if r, ok := root[id]; ok && r != id {
+			root[id] = find(r)
+			return root[id]
+		}
+		return id
+	}
+	for _, n := range in {
+		for _, other := range []string{n.ParentID, owner[n.ID]} {
+			if other != "" {
+				root[find(n.ID)] = find(other)
+			}
 		}
 	}
 	var out []Node
 	for _, n := range in {
-		if root[n.ID] == root[sandboxID] {
+		if find(n.ID) == find(sandboxID) {
 			out = append(out, n)
 		}
 	}

@@ -36,11 +36,11 @@ func (db *DB) DeleteImageRow(ctx context.Context, hash string) error {
 	return remove[Image](ctx, db, "image", "hash", hash)
 }
 
-// ImageInUse counts what needs the image: recorded generations, whatever their
-// state, and checkpoints. Templates need a tree, not an image.
+// ImageInUse counts what needs the image: generations of sandboxes, whatever
+// their state, and checkpoints. Templates need a tree, not an image.
 func (db *DB) ImageInUse(ctx context.Context, hash string) (Use, error) {
 	return db.use(ctx, `SELECT
-		(SELECT COUNT(*) FROM generations g WHERE g.image_hash = ?0),
+		(SELECT COUNT(*) FROM generations g WHERE g.image_hash = ?0 AND g.sandbox_id IS NOT NULL),
 		(SELECT COUNT(*) FROM checkpoints c WHERE c.image_hash = ?0 AND c.status IN (?1, ?2)),
 		0`, hash, CheckpointProcessing, CheckpointReady)
 }

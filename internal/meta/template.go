@@ -77,10 +77,11 @@ func templateTaken(t *Template) string { return "template name already exists: "
 
 // TreeInUse counts what needs the tree: the templates that name it (all of
 // them, the asking one included), sandboxes that run on an image of it or are
-// being made from such a template, and checkpoints.
+// being made from such a template, and checkpoints. Generations without a
+// sandbox, prepared ones, do not count.
 func (db *DB) TreeInUse(ctx context.Context, treeHash string) (Use, error) {
 	return db.use(ctx, `SELECT
-		(SELECT COUNT(*) FROM generations g JOIN images i ON i.hash = g.image_hash WHERE i.tree_hash = ?0) +
+		(SELECT COUNT(*) FROM generations g JOIN images i ON i.hash = g.image_hash WHERE i.tree_hash = ?0 AND g.sandbox_id IS NOT NULL) +
 		(SELECT COUNT(*) FROM sandboxes s WHERE s.state = ?1 AND EXISTS (
 			SELECT 1 FROM templates t WHERE t.name = s.template AND t.org_id IN (s.org_id, '') AND t.tree_hash = ?0)),
 		(SELECT COUNT(*) FROM checkpoints c WHERE c.tree_hash = ?0 AND c.status IN (?2, ?3)),

@@ -109,7 +109,7 @@ func TestOpenRefusesASecond(t *testing.T) {
 func TestStatusOfNothing(t *testing.T) {
 	t.Parallel()
 	st, err := ReadStatus(t.Context(), Settings{DataDir: filepath.Join(t.TempDir(), "none")})
-	if err != nil || st.Up || st.Counts != (Counts{}) {
+	if err != nil || st.Up || *st.Counts != (Counts{}) {
 		t.Errorf("%+v, %v", st, err)
 	}
 }

@@ -17,7 +17,7 @@ import (
 type Status struct {
 	Up bool `json:"up"`
 	Instance
-	Counts Counts `json:"counts"`
+	Counts *Counts `json:"counts,omitempty"` // nil for who may not read the metadata
 }
 
 // Counts is what the data directory holds.
@@ -47,13 +47,17 @@ func ReadStatus(ctx context.Context, s Settings) (Status, error) {
 		st.Up, st.Instance = true, *i
 	}
 	db, err := OpenMeta(ctx, s)
-	if fault.Is(err, fault.NotFound) {
+	switch {
+	case fault.Is(err, fault.NotFound):
+		st.Counts = &Counts{}
 		return st, nil
-	}
-	if err != nil {
+	case errors.Is(err, fs.ErrPermission):
+		return st, nil
+	case err != nil:
 		return st, err
 	}
 	defer db.Close()
+	st.Counts = &Counts{}
 	sandboxes, err := db.SandboxesAnyOrg(ctx, meta.SandboxRunning, meta.SandboxError)
 	if err != nil {
 		return st, err

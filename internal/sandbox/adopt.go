@@ -71,7 +71,8 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 	}
 	run, err := s.resume(ctx, g)
 	if err != nil {
-		return s.rescue(ctx, sb, g, err)
+		s.rescueLater(sb, g, err)
+		return nil
 	}
 	b := s.box(sb.ID)
 	b.setTimeout(sb.TimeoutSec)
@@ -82,6 +83,19 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 		s.followPager(b, run, s.owed(ctx, run))
 	}
 	return nil
+}
+
+// rescueLater is rescue in the background: one engine that does not answer must
+// not keep the node from serving. Calls to the sandbox wait for it.
+func (s *Service) rescueLater(sb meta.Sandbox, g meta.Generation, why error) {
+	b := s.box(sb.ID)
+	open := b.closeGate()
+	s.wg.Go(func() {
+		defer open()
+		if err := s.rescue(s.ctx, sb, g, why); err != nil && s.ctx.Err() == nil {
+			s.cfg.Log.Error("recovering", "sandbox", sb.ID, "error", err)
+		}
+	})
 }
 
 // rescue saves what can be saved of a generation that cannot be adopted: an
@@ -122,7 +136,7 @@ func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
 	if err := s.letGo(ctx, &g, proc, agent); err != nil {
 		return nil, errors.Join(err, agent.Close())
@@ -132,6 +146,10 @@ func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 	}
 	return &Run{gen: g, proc: proc, agent: agent, changed: make(chan struct{})}, nil
 }
+
+// adoptTimeout is how long an agent may take to answer a new server before its
+// sandbox is recovered without it.
+const adoptTimeout = 20 * time.Second
 
 // heldSilence is how long a held generation may take to show that it runs.
 const heldSilence = 3 * time.Second
@@ -202,7 +220,7 @@ func (s *Service) settleRows(ctx context.Context) error {
 		var err error
 		if sb.State == meta.SandboxPending {
 			err = s.cfg.Meta.DeleteSandboxRow(ctx, sb.ID)
-		} else if run, _ := s.box(sb.ID).current(); run == nil {
+		} else if run, gate := s.box(sb.ID).current(); run == nil && gate == nil { // not one that is being recovered
 			err = s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
 				return op.end(ctx, meta.SandboxError, "it had no running generation when the server started")
 			})

@@ -16,6 +16,7 @@ type box struct {
 	mu       sync.Mutex
 	run      *Run
 	gate     chan struct{} // not nil: calls wait until it is closed
+	gates    int           // how many hold it closed
 	op       context.CancelCauseFunc
 	opName   string
 	dooms    int   // kills that wait
@@ -74,20 +75,23 @@ func (b *box) install(r *Run) *Run {
 
 func (b *box) take() *Run { return b.install(nil) }
 
-// closeGate makes calls wait; the function it gives lets them go on.
+// closeGate makes calls wait; the function it gives lets them go on, when
+// everybody who closed the gate has.
 func (b *box) closeGate() (open func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	gate := make(chan struct{})
-	b.gate = gate
-	return func() {
+	if b.gates == 0 {
+		b.gate = make(chan struct{})
+	}
+	b.gates++
+	return sync.OnceFunc(func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.gate == gate {
+		if b.gates--; b.gates == 0 {
+			close(b.gate)
 			b.gate = nil
-			close(gate)
 		}
-	}
+	})
 }
 
 // doom ends the operation that runs, unless it is a kill too, and those that

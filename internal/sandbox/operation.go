@@ -157,7 +157,9 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 		seeds = append(seeds, sd)
 		targets[i] = engine.Target{Spec: sd.spec, Stdin: sd.guest, Prepared: sd.prepared}
 	}
-	restoring, err := s.cfg.Engine.Restore(ctx, src.Artefact, targets)
+	bringUp, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errRestoreTimeout)
+	defer cancel()
+	restoring, err := s.cfg.Engine.Restore(bringUp, src.Artefact, targets)
 	if err != nil {
 		return nil, err
 	}
@@ -288,3 +290,9 @@ func (r *Restored) Discard(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// restoreTimeout bounds the bringing up of restored generations, which does not
+// grow with the size of the checkpoint.
+const restoreTimeout = 3 * time.Minute
+
+var errRestoreTimeout = fmt.Errorf("the engine did not come up within %v", restoreTimeout)

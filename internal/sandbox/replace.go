@@ -54,7 +54,7 @@ func (op *Operation) Replaces(ctx context.Context) (*Replaced, error) {
 // frozen is kept: nothing acknowledged falls between the two.
 func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta.Sandbox), save Save) error {
 	s, run := op.s, r.runs[0]
-	if err := r.restoring.Hold(ctx, 0); err != nil {
+	if err := bounded(ctx, func(ctx context.Context) error { return r.restoring.Hold(ctx, 0) }); err != nil {
 		return errors.Join(err, r.Discard(ctx))
 	}
 	open := op.b.closeGate()
@@ -150,7 +150,7 @@ func (op *Operation) switchTo(ctx context.Context, r *Restored, others []meta.Ge
 		}
 	}
 	if err == nil {
-		err = r.restoring.Resume(ctx, 0)
+		err = bounded(ctx, func(ctx context.Context) error { return r.restoring.Resume(ctx, 0) })
 	}
 	if err == nil {
 		run.gen.State = meta.GenerationLive
@@ -205,3 +205,12 @@ func (op *Operation) commitReplacement(ctx context.Context, run *Run, change fun
 // HoldLimit is how long a generation may stay frozen for its replacement; then
 // it thaws by itself.
 const HoldLimit = 2 * time.Minute
+
+// callTimeout bounds a short call to an engine.
+const callTimeout = 30 * time.Second
+
+func bounded(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return f(ctx)
+}

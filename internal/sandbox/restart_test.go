@@ -132,18 +132,19 @@ func TestAdoptionWithoutItsChannel(t *testing.T) {
 		t.Fatal(err)
 	}
 	errRecover := errors.New("cannot be recovered")
-	asked := 0
+	var asked atomic.Int32
 	s = serve(t, w, func(c *sandbox.Config) {
 		c.Recover = func(_ context.Context, _ *sandbox.Operation, sb meta.Sandbox, gen meta.Generation) error {
-			asked++
+			asked.Add(1)
 			if sb.ID != lost.ID || gen.ID != lost.GenerationID {
 				t.Errorf("recovery of %s, %s", sb.ID, gen.ID)
 			}
 			return errRecover
 		}
 	})
-	if row := state(t, w, lost.ID); asked != 1 || row.State != meta.SandboxError || !strings.Contains(row.Reason, errRecover.Error()) {
-		t.Errorf("asked %d times, then %s: %s", asked, row.State, row.Reason)
+	sandboxtest.Eventually(t, "the lost one has ended", func() bool { return state(t, w, lost.ID).State == meta.SandboxError })
+	if row := state(t, w, lost.ID); asked.Load() != 1 || row.State != meta.SandboxError || !strings.Contains(row.Reason, errRecover.Error()) {
+		t.Errorf("asked %d times, then %s: %s", asked.Load(), row.State, row.Reason)
 	}
 	w.Exactly(t, kept.GenerationID)
 	if l, err := s.Acquire(t.Context(), w.Org, kept.ID); err != nil {

@@ -33,8 +33,6 @@ const (
 	// patience bounds each wait: a loaded machine is slow.
 	patience = 2 * time.Minute
 	poll     = 50 * time.Millisecond
-	// pool is the size of the server's pool of prepared engines.
-	pool = 1
 	// window is how long after the beginning of an operation the kill comes at
 	// the latest.
 	window = 400 * time.Millisecond
@@ -146,7 +144,7 @@ func (w *world) round(t *testing.T) {
 		done <- err
 	case <-time.After(delay):
 	}
-	killed := w.kill(victim)
+	killed := w.kill(t, victim)
 	t.Logf("killed: %v; %s: %v", killed, op, <-done)
 	w.up(t) // does nothing where it is up
 	w.check(t, victim)
@@ -164,15 +162,28 @@ func some[V any](rnd *rand.Rand, m map[string]V) string {
 	return keys[rnd.IntN(len(keys))]
 }
 
-func (w *world) kill(victim string) (killed []string) {
+// kill kills, and waits until the killed are gone: a server that is still dying
+// looks as if it were up.
+func (w *world) kill(t *testing.T, victim string) (killed []string) {
+	t.Helper()
+	pids := map[int]bool{}
 	for _, p := range w.server.Processes() {
 		line := strings.Join(p.Args, " ")
 		for _, mark := range victims[victim] {
 			if strings.Contains(line, mark) && syscall.Kill(p.PID, syscall.SIGKILL) == nil {
 				killed = append(killed, line)
+				pids[p.PID] = true
 			}
 		}
 	}
+	await(t, "the killed are gone", func(context.Context) error {
+		for _, p := range w.server.Processes() {
+			if pids[p.PID] {
+				return errors.New(p.String())
+			}
+		}
+		return nil
+	})
 	return killed
 }
 

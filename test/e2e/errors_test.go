@@ -131,7 +131,7 @@ func TestHTTPStatusesAreThoseOfTheContract(t *testing.T) {
 		{404, "template not found", "POST", "/api/sandboxes", shared.Key, `{"templateID":"nonesuch"}`},
 		{400, "", "POST", "/api/sandboxes", shared.Key, `{"templateID":"small","memoryMB":-5}`},
 		{200, `"exitCode":3`, "POST", "/api/sandboxes/" + b.id + "/exec/run", shared.Key, `{"cmd":"exit 3"}`},
-		{200, `"status":"restored"`, "POST", "/api/sandboxes/" + b.id + "/checkpoints/" + cp + "/restore", shared.Key, ``},
+		{200, `"status":"restored"`, "POST", "/api/sandboxes/" + b.id + "/checkpoints/" + cp + "/restore", shared.Key, `{"noSave":true}`},
 		{204, "", "DELETE", "/api/sandboxes/" + b.id + "/checkpoints/" + cp, shared.Key, ``},
 		{200, "[]", "GET", "/api/sandboxes/" + b.id + "/checkpoints", shared.Key, ``},
 	} {

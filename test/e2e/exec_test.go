@@ -311,8 +311,8 @@ func TestShellHasATerminalThatResizes(t *testing.T) {
 		}
 		return strings.Contains(text, "resized\r\n")
 	})
-	expect("sleep 100", "sleep 100")
-	_, err := io.WriteString(host, "\x03") // Ctrl-C reaches the remote process only
+	expect(`sh -c 'echo slee""ping; exec sleep 100'`, "sleeping\r\n") // it is in the foreground by then
+	_, err := io.WriteString(host, "\x03")                            // Ctrl-C reaches the remote process only
 	must(t, err)
 	expect("echo still $((40+2))", "still 42\r\n")
 	_, err = io.WriteString(host, "exit\r")

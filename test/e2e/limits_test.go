@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"context"
+	"io/fs"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -206,4 +208,32 @@ func TestKilledSandboxIsGone(t *testing.T) {
 		t.Errorf("oc ls shows it:\n%s", text)
 	}
 	refused(t, shared, 3, []string{b.id, "stopped"}, "exec", b.id, "--", "true")
+}
+
+// TestGuestCannotFillTheHost has root inside print without end as PID 1, whose
+// output is the host's.
+func TestGuestCannotFillTheHost(t *testing.T) {
+	t.Parallel()
+	b := create(t, shared)
+	for _, fd := range []string{"1", "2"} {
+		b.exec("true") // the sandbox answers before and after
+		invoke(t, shared, nil, "exec", b.id, "--user", "root", "--", "sh", "-c", "timeout 2 head -c 64M /dev/zero >/proc/1/fd/"+fd)
+	}
+	var size int64
+	err := filepath.WalkDir("/run/opencomputer", func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil //nolint:nilerr // others' generations come and go
+		}
+		if st, err := d.Info(); err == nil {
+			size += st.Size()
+		}
+		return nil
+	})
+	must(t, err)
+	if most := int64(16 << 20); size > most {
+		t.Errorf("the run-time directories hold %d MB", size>>20)
+	}
+	if out := b.sh("echo here"); out != "here" {
+		t.Errorf("it answers %q", out)
+	}
 }

@@ -178,11 +178,12 @@ func (d *Driver) prepare(ctx context.Context, build string, s engine.Spec, stdin
 	}); err != nil {
 		return engine.Process{}, err
 	}
-	logFile, err := os.OpenFile(filepath.Join(dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	// What PID 1 would print has no bound, and root inside can print as PID 1.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return engine.Process{}, fmt.Errorf("engine: %w", err)
 	}
-	defer logFile.Close()
+	defer null.Close()
 	ev, err := d.call(ctx, build, wire.Request{
 		Verb: wire.VerbPrepare, Start: start,
 		Targets: []wire.Target{{Generation: s.Generation, Dir: dir}},
@@ -190,25 +191,13 @@ func (d *Driver) prepare(ctx context.Context, build string, s engine.Spec, stdin
 			Hostname: s.Hostname, ImagePath: s.ImagePath, DiskDir: d.cfg.DiskDir, Shape: s.Shape,
 			CgroupProcs: d.groups.ProcsFiles(s.Generation),
 		},
-	}, stdin, logFile)
+	}, stdin, null)
 	if err != nil {
-		return engine.Process{}, fmt.Errorf("%w%s", err, logTail(logFile))
+		return engine.Process{}, err
 	}
 	p := ev.Process
 	p.Build = build
 	return p, nil
-}
-
-// logTail gives the end of an agent's log for an error message.
-func logTail(f *os.File) string {
-	const most = 1024
-	st, err := f.Stat()
-	if err != nil || st.Size() == 0 {
-		return ""
-	}
-	b := make([]byte, min(most, st.Size()))
-	n, _ := f.ReadAt(b, st.Size()-int64(len(b)))
-	return "; its log ends: " + strings.TrimSpace(string(b[:n]))
 }
 
 // Prepare implements engine.Driver.

@@ -67,8 +67,8 @@ func prepare(_ *bufio.Reader, out *events, req wire.Request) error {
 	}
 	// gVisor hands this process' standard streams to the root container.
 	os.Stdin = os.NewFile(wire.FDStdin, "agent-stdin")
-	logFile := os.NewFile(wire.FDLog, "agent-log")
-	os.Stdout, os.Stderr = logFile, logFile
+	output := os.NewFile(wire.FDOutput, "agent-output")
+	os.Stdout, os.Stderr = output, output
 	c, err := container.New(conf, container.Args{ID: t.Generation, Spec: spec, BundleDir: t.Dir})
 	if err != nil {
 		return fmt.Errorf("engine: creating: %w", err)

@@ -7,7 +7,7 @@
 // standard input, finds the descriptors named below from number 3 on, and
 // answers with Event lines on its standard output. Fields are only ever added,
 // because a newer server must get along with an older helper: Version says
-// what the server speaks, and a helper refuses a higher major version.
+// what the server speaks, and a helper refuses a higher one.
 package wire
 
 import (
@@ -23,7 +23,7 @@ const Version = 1
 // Verbs of the helper.
 const (
 	// VerbPrepare makes an engine process, and starts the agent in it if
-	// Request.Start. Descriptors: 3 the agent's stdin, 4 its log. One event:
+	// Request.Start. Descriptors: 3 the agent's stdin, 4 its output. One event:
 	// EventDone with the Process.
 	VerbPrepare = "prepare"
 	// VerbStart starts the agent in a prepared engine process. One EventDone.
@@ -49,12 +49,12 @@ const PanicLog = "panic.log"
 
 // First descriptors handed to a helper.
 const (
-	FDStdin = 3 // prepare
-	FDLog   = 4
-	FDState = 3 // capture
-	FDMeta  = 4
-	FDPages = 5
-	FDIDs   = 6
+	FDStdin  = 3 // prepare
+	FDOutput = 4
+	FDState  = 3 // capture
+	FDMeta   = 4
+	FDPages  = 5
+	FDIDs    = 6
 )
 
 // Request is what a helper shall do.
