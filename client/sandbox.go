@@ -33,7 +33,7 @@ type Sandbox struct {
 	MemoryMB         int               `json:"memoryMB"`
 	DiskMB           int               `json:"diskMB"`
 	Metadata         map[string]string `json:"metadata"`
-	FromCheckpointID string            `json:"fromCheckpointId,omitempty" doc:"Checkpoint it was spawned from or last restored to"`
+	FromCheckpointID string            `json:"fromCheckpointId,omitempty" doc:"Checkpoint it was spawned from"`
 }
 
 // CreateSandboxRequest says what a new sandbox shall be. Everything is optional.

@@ -4,7 +4,6 @@ package pager
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -219,10 +218,4 @@ func mappings(l stateio.LocalClientRanges) [][]byte {
 		out[i] = stateio.SliceFromIovec(v)
 	}
 	return out
-}
-
-// String describes the server's progress.
-func (s *Server) String() string {
-	n, f := s.Stats()
-	return fmt.Sprintf("%d bytes of pages served, %d reads waited for", n, f)
 }

@@ -50,12 +50,28 @@ func (s *Service) insert(ctx context.Context, sb *meta.Sandbox) error {
 	return s.cfg.Meta.InsertSandbox(ctx, sb)
 }
 
-// startFresh starts the first generation of a sandbox.
-func (s *Service) startFresh(ctx context.Context, sb meta.Sandbox, img Image) (_ *Run, err error) {
-	sd, err := s.seedFor(ctx, sb, img, s.cfg.Engine.Build(), "")
+// startFresh starts the first generation of a sandbox: in an engine process of
+// the pool, or where there is none, or it died meanwhile, in a new one.
+func (s *Service) startFresh(ctx context.Context, sb meta.Sandbox, img Image) (*Run, error) {
+	sd, err := s.takePooled(ctx, sb, img, s.cfg.Engine.Build(), "")
 	if err != nil {
 		return nil, err
 	}
+	if sd != nil {
+		run, err := s.startIn(ctx, sb, sd)
+		if err == nil || ctx.Err() != nil {
+			return run, err
+		}
+		s.cfg.Log.Warn("a prepared engine could not be used", "generation", sd.gen.ID, "error", err)
+	}
+	if sd, err = s.sowFor(ctx, sb, img, ""); err != nil {
+		return nil, err
+	}
+	return s.startIn(ctx, sb, sd)
+}
+
+// startIn starts a seed and greets it. On an error nothing of it remains.
+func (s *Service) startIn(ctx context.Context, sb meta.Sandbox, sd *seed) (_ *Run, err error) {
 	defer sd.close()
 	defer func() {
 		if err != nil {

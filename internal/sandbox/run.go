@@ -77,13 +77,26 @@ func (sd *seed) close() {
 // is prepared, or a new one. checkpoint is what it will be restored from, ""
 // for a fresh start; build is what it must run from.
 func (s *Service) seedFor(ctx context.Context, sb meta.Sandbox, img Image, build, checkpoint string) (*seed, error) {
-	shape := s.cfg.Limits.shape(sb)
-	sd := s.pool.take(poolKey{build: build, image: img.Hash, shape: shape}, img)
+	sd, err := s.takePooled(ctx, sb, img, build, checkpoint)
+	if sd != nil || err != nil {
+		return sd, err
+	}
+	return s.sowFor(ctx, sb, img, checkpoint)
+}
+
+// sowFor makes a new seed for a sandbox.
+func (s *Service) sowFor(ctx context.Context, sb meta.Sandbox, img Image, checkpoint string) (*seed, error) {
+	return s.sow(ctx, meta.Generation{
+		SandboxID: sb.ID, State: meta.GenerationStarting, ImageHash: img.Hash, Checkpoint: checkpoint,
+		Timeline: meta.NewID("tl"), CPUs: sb.CPUs, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB,
+	}, engine.Spec{ImagePath: img.Path, Hostname: sb.ID, Shape: s.cfg.Limits.shape(sb)})
+}
+
+// takePooled makes a member of the pool the sandbox's; nil where there is none.
+func (s *Service) takePooled(ctx context.Context, sb meta.Sandbox, img Image, build, checkpoint string) (*seed, error) {
+	sd := s.pool.take(poolKey{build: build, image: img.Hash, shape: s.cfg.Limits.shape(sb)}, img)
 	if sd == nil {
-		return s.sow(ctx, meta.Generation{
-			SandboxID: sb.ID, State: meta.GenerationStarting, ImageHash: img.Hash, Checkpoint: checkpoint,
-			Timeline: meta.NewID("tl"), CPUs: sb.CPUs, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB,
-		}, engine.Spec{ImagePath: img.Path, Hostname: sb.ID, Shape: shape})
+		return nil, nil
 	}
 	sd.gen.SandboxID, sd.gen.Checkpoint = sb.ID, checkpoint
 	if err := s.cfg.Meta.UpdateGeneration(ctx, &sd.gen); err != nil {

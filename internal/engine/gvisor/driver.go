@@ -83,8 +83,8 @@ func engineOverhead(s engine.Shape) int64 {
 // (Shape.PidsMax, set by the agent in the engine's pids cgroup) must bite first.
 func hostPids(s engine.Shape) int { return (8+2*s.CPUs)*s.PidsMax + 1024 }
 
-// New makes the driver, keeps a copy of this build and makes the parent
-// cgroup. The process becomes the reaper of its orphaned descendants, because
+// New makes the driver, keeps a copy of this build, makes the parent cgroup and
+// ends the helpers of an earlier driver on the same directories. The process becomes the reaper of its orphaned descendants, because
 // engines are started by helpers that end.
 func New(cfg Config) (*Driver, error) {
 	if cfg.BulkRate == 0 {
@@ -112,9 +112,11 @@ func New(cfg Config) (*Driver, error) {
 	cpuid.Initialize()
 	features := strings.Fields(cpuid.HostFeatureSet().FlagString())
 	slices.Sort(features)
-	return &Driver{cfg: cfg, build: build, groups: groups, disk: disk.Overlay{}, need: engine.Requirements{
+	d := &Driver{cfg: cfg, build: build, groups: groups, disk: disk.Overlay{}, need: engine.Requirements{
 		Engine: "gvisor " + version.Version(), Arch: runtime.GOARCH, CPUFeatures: features,
-	}}, nil
+	}}
+	d.endStrays()
+	return d, nil
 }
 
 // Requirements implements engine.Driver.

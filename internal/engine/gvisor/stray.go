@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gvisor
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+)
+
+const (
+	// strayPatience is how long a stray helper may take to end by itself.
+	strayPatience = 5 * time.Second
+	strayPoll     = 10 * time.Millisecond
+)
+
+// endStrays ends the helpers of an earlier server, which nobody waits for: one
+// that hangs would keep its engine frozen. They are asked first, and a stopped
+// one is let go on, because a capture that is cut off at the wrong moment costs
+// the engine. Pagers stay: sandboxes load from them. It must run before this
+// driver starts helpers of its own.
+func (d *Driver) endStrays() {
+	strays := strayHelpers(d.cfg.BuildsDir)
+	for _, pid := range strays {
+		_ = unix.Kill(pid, unix.SIGTERM) // gone is as good, here and below
+		_ = unix.Kill(pid, unix.SIGCONT)
+	}
+	for deadline := time.Now().Add(strayPatience); len(strays) > 0 && time.Now().Before(deadline); {
+		time.Sleep(strayPoll)
+		strays = strayHelpers(d.cfg.BuildsDir)
+	}
+	for _, pid := range strays {
+		d.cfg.Log.Warn("a helper of an earlier server does not end and is killed", "pid", pid)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// strayHelpers are the helpers, but for pagers, that run from one of the kept
+// builds below dir.
+func strayHelpers(dir string) (pids []int) {
+	es, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	for _, e := range es {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil || !strings.HasPrefix(exe, filepath.Clean(dir)+"/") {
+			continue
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil {
+			continue
+		}
+		args := bytes.Split(line, []byte{0})
+		if len(args) > 2 && string(args[1]) == HelperCommand &&
+			slices.Contains([]string{wire.VerbPrepare, wire.VerbCapture, wire.VerbStart, wire.VerbPause, wire.VerbResume}, string(args[2])) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
