@@ -92,7 +92,10 @@ func (r readServer) OpenRead(path string) (stateio.AsyncReader, error) {
 const (
 	maxReads     = 8
 	maxReadBytes = 64 << 10
-	readWorkers  = 2
+	// maxStateBytes is for the files that the engine reads through, before
+	// anything runs.
+	maxStateBytes = 1 << 20
+	readWorkers   = 2
 )
 
 type readJob struct {
@@ -204,9 +207,14 @@ func (r *reader) Close() error {
 	return nil
 }
 
-func (r *reader) MaxReadBytes() uint64 { return maxReadBytes }
-func (r *reader) MaxRanges() int       { return maxRanges }
-func (r *reader) MaxParallel() int     { return maxReads }
+func (r *reader) MaxReadBytes() uint64 {
+	if r.seen == nil {
+		return maxStateBytes
+	}
+	return maxReadBytes
+}
+func (r *reader) MaxRanges() int   { return maxRanges }
+func (r *reader) MaxParallel() int { return maxReads }
 
 // mappings are the byte slices that a request's ranges are mapped at.
 func mappings(l stateio.LocalClientRanges) [][]byte {

@@ -71,6 +71,9 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 	}
 	run, err := s.resume(ctx, g)
 	if err != nil {
+		if proc, e := engine.DecodeProcess(g.Process); e != nil || !s.cfg.Engine.Alive(proc) {
+			return s.rescue(ctx, sb, g, err) // nothing to wait for
+		}
 		s.rescueLater(sb, g, err)
 		return nil
 	}

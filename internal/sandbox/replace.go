@@ -76,12 +76,14 @@ func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta
 		// A failure leaves the checkpoint failed, with the reason.
 		err = errors.Join(err, store(context.WithoutCancel(ctx)))
 	}
-	for _, g := range others {
-		g.State = meta.GenerationEnding
-		if e := s.discard(ctx, g); e != nil {
-			s.cfg.Log.Error("ending a replaced generation", "generation", g.ID, "error", e)
+	s.wg.Go(func() { // giving a gigabyte back takes a second
+		for _, g := range others {
+			g.State = meta.GenerationEnding
+			if e := s.discard(ctx, g); e != nil {
+				s.cfg.Log.Error("ending a replaced generation", "generation", g.ID, "error", e)
+			}
 		}
-	}
+	})
 	return err
 }
 

@@ -54,13 +54,24 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	if err := r.begin(wire.Request{Image: src.Dir, Rate: d.cfg.BulkRate, Memory: wire.Memory{Reserve: d.cfg.Reserve, Groups: d.groups.MemoryGroups()}}); err != nil {
+	if err := r.begin(wire.Request{Image: src.Dir, Rate: bulkRate(d.cfg.BulkRate, len(targets)), Memory: wire.Memory{Reserve: d.cfg.Reserve, Groups: d.groups.MemoryGroups()}}); err != nil {
 		return nil, err
 	}
 	if err := r.awaitRunning(ctx); err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// bulkRate is the loading rate of each of n targets restored at once: more than
+// two share what two may have, but for a floor, because a page that a guest
+// waits for waits for one bulk read at most.
+func bulkRate(rate int64, n int) int64 {
+	const together, floor = 2, 25 << 20
+	if n <= together {
+		return rate
+	}
+	return min(rate, max(rate*together/int64(n), floor))
 }
 
 // restoring implements engine.Restoring over a helper process.
