@@ -8,12 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 )
 
@@ -47,15 +47,7 @@ func (d *Driver) endStrays() {
 // strayHelpers are the helpers, but for pagers, that run from one of the kept
 // builds below dir.
 func strayHelpers(dir string) (pids []int) {
-	es, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	for _, e := range es {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
+	for _, pid := range proc.All() {
 		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		if err != nil || !strings.HasPrefix(exe, filepath.Clean(dir)+"/") {
 			continue

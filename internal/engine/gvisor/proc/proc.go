@@ -110,19 +110,26 @@ func SetOOMScore(pid, score int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
 }
 
-// Descendants are the children of a process, their children and so on, at most
-// limit of them.
-func Descendants(pid, limit int) (pids []int) {
-	children := map[int][]int{}
+// All are the pids of the processes there are now, none where /proc cannot be
+// read.
+func All() (pids []int) {
 	es, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
 	for _, e := range es {
-		child, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
 		}
+	}
+	return pids
+}
+
+// Descendants are the children of a process, their children and so on, at most
+// limit of them.
+func Descendants(pid, limit int) (pids []int) {
+	children := map[int][]int{}
+	for _, child := range All() {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child))
 		if err != nil {
 			continue // gone meanwhile

@@ -5,7 +5,6 @@ package proc
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -36,15 +35,7 @@ func (r *Reaper) Reap() {
 }
 
 func zombieChildren() (pids []int) {
-	es, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	for _, e := range es {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
+	for _, pid := range All() {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
 			continue // gone meanwhile
