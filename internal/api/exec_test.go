@@ -267,7 +267,7 @@ func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	const size = 24 << 20
-	id := w.start("sh", "-c", fmt.Sprintf("cd $(mktemp -d) && head -c %d /dev/urandom > data; cat data; sha256sum data >&2", size))
+	id := w.start("sh", "-c", fmt.Sprintf("cd '%s' && head -c %d /dev/urandom > data; cat data; sha256sum data >&2", t.TempDir(), size))
 	s, err := w.client(keyA).AttachExec(t.Context(), boxA, id, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +305,7 @@ func TestResume(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	const rounds, chunk = 15, 100_000
-	id := w.start("sh", "-c", fmt.Sprintf("cd $(mktemp -d); while read l; do head -c %d /dev/urandom | tee -a data; done; sha256sum data >&2", chunk))
+	id := w.start("sh", "-c", fmt.Sprintf("cd '%s' && while read l; do head -c %d /dev/urandom | tee -a data; done; sha256sum data >&2", t.TempDir(), chunk))
 	c := w.client(keyA)
 	sum, total := sha256.New(), 0
 	var from *client.Position

@@ -210,7 +210,8 @@ func (e *Engine) launch(spec engine.Spec, stdin *os.File, state []byte) (engine.
 	c.Args[0] = os.Args[0]
 	c.Env = append(os.Environ(), agentRoot+"="+root)
 	c.Stdin = stdin
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// As in a sandbox, the agent is the first process, and all others end with it.
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWPID}
 	if err := c.Start(); err != nil {
 		return engine.Process{}, err
 	}
