@@ -22,9 +22,6 @@ import (
 var build = "dev"
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == agent.ProbeArg {
-		os.Exit(agent.RunProbe(os.Args[2:]))
-	}
 	// Every page the agent dirties is in every checkpoint, and its garbage and
 	// threads are dirty pages.
 	debug.SetGCPercent(50)

@@ -28,9 +28,6 @@ import (
 const asAgent = "OC_TEST_AGENT_ROOT"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == agent.ProbeArg {
-		os.Exit(agent.RunProbe(os.Args[2:]))
-	}
 	if root := os.Getenv(asAgent); root != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 		agent.New(agent.Config{Root: root, Build: "test", Log: log}).Run()

@@ -55,7 +55,7 @@ func (a *Agent) call(c *call, req wire.RequestBody) (any, error) {
 	case wire.OpIdentitySet:
 		return with(req, func(r wire.Identity) (any, error) { return nil, a.setIdentity(r) })
 	case wire.OpProbe:
-		return nil, a.probe(c.ctx)
+		return nil, a.probe()
 	}
 	return with(req, func(r wire.WriteArgs) (any, error) { return a.fileCall(c, req.Op, r) })
 }

@@ -111,8 +111,8 @@ func (c *Client) SetIdentity(ctx context.Context, id Identity) error {
 	return c.unary(ctx, wire.OpIdentitySet, id, nil)
 }
 
-// Probe has the agent prove that the sandbox can start a process and write a
-// file.
+// Probe has the agent prove that it runs in a sandbox that it can write a file
+// in.
 func (c *Client) Probe(ctx context.Context) error {
 	return c.unary(ctx, wire.OpProbe, struct{}{}, nil)
 }

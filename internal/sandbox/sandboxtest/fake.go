@@ -42,9 +42,6 @@ const agentRoot = "OC_SANDBOXTEST_AGENT_ROOT"
 // and does not return. Goroutines of ours that outlive the tests are a failure.
 func Main(m *testing.M) {
 	if root := os.Getenv(agentRoot); root != "" {
-		if len(os.Args) > 1 && os.Args[1] == agent.ProbeArg {
-			os.Exit(agent.RunProbe(os.Args[2:]))
-		}
 		agent.New(agent.Config{Root: root, Log: slog.New(slog.DiscardHandler)}).Run()
 	}
 	code := m.Run()
