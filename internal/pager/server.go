@@ -4,6 +4,7 @@ package pager
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -99,15 +100,18 @@ const (
 )
 
 type readJob struct {
-	id  int
-	off int64
-	to  stateio.LocalClientRanges
+	id   int
+	off  int64
+	size uint64
+	to   *os.File
+	at   []memmap.FileRange
 }
 
 // reader serves one file. The engine reads the pages file in order, except for
-// pages that the guest waits for.
+// pages that the guest waits for. What it wants is written into its memory
+// files, not into a mapping of them: that would fault in each page first, with
+// zeros, and on a disk's file a lot of pages around it.
 type reader struct {
-	stateio.NoRegisterClientFD
 	s    *Server
 	f    File
 	jobs chan readJob
@@ -119,11 +123,31 @@ type reader struct {
 	due  time.Time // when the next bulk read may complete
 
 	closing sync.WaitGroup // paced reads not yet handed to a worker
+
+	mu    sync.Mutex
+	files []*os.File // destinations
 }
 
-func (r *reader) add(id int, off int64, total uint64, to stateio.LocalClientRanges) {
-	j := readJob{id: id, off: off, to: to}
-	if off < 0 { // the engine is not trusted
+// NeedRegisterDestinationFD implements stateio.AsyncReader.
+func (r *reader) NeedRegisterDestinationFD() bool { return true }
+
+// RegisterDestinationFD implements stateio.AsyncReader.
+func (r *reader) RegisterDestinationFD(fd int32, _ uint64, _ []stateio.ClientFileRangeSetting) (stateio.DestinationFile, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pager: memory file: %w", err)
+	}
+	f := os.NewFile(uintptr(n), "memory")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.files = append(r.files, f)
+	return f, nil
+}
+
+func (r *reader) add(id int, off int64, total uint64, to stateio.DestinationFile, at []memmap.FileRange) {
+	j := readJob{id: id, off: off, size: total, at: at}
+	j.to, _ = to.(*os.File)
+	if off < 0 || j.to == nil || total > r.MaxReadBytes() { // the engine is not trusted
 		r.done <- stateio.Completion{ID: id, Err: unix.EINVAL}
 		return
 	}
@@ -162,38 +186,54 @@ func (r *reader) add(id int, off int64, total uint64, to stateio.LocalClientRang
 }
 
 func (r *reader) work() {
+	buf := make([]byte, r.MaxReadBytes())
 	for j := range r.jobs {
 		c := stateio.Completion{ID: j.id}
-		off := j.off
-		for _, m := range mappings(j.to) {
-			n, err := r.f.ReadAt(m, off)
-			c.N += uint64(n)
-			off += int64(n)
-			if err != nil && !errors.Is(err, io.EOF) {
-				r.s.fail(err)
-				c.N, c.Err = 0, unix.EIO
-				break
+		n, err := r.f.ReadAt(buf[:j.size], j.off)
+		switch {
+		case err != nil && !errors.Is(err, io.EOF):
+			c.Err = unix.EIO
+		case n == 0:
+			c.Err = io.EOF
+		default:
+			if err = scatter(j.to, j.at, buf[:n]); err != nil {
+				c.Err = unix.EIO
 			}
-			if n < len(m) {
-				break // end of file
-			}
+		}
+		if errors.Is(c.Err, unix.EIO) {
+			r.s.fail(err)
+		} else {
+			c.N = uint64(n)
 		}
 		if r.seen != nil {
 			r.s.read.Add(int64(c.N))
-		}
-		if c.N == 0 && c.Err == nil {
-			c.Err = io.EOF
 		}
 		r.done <- c
 	}
 }
 
-func (r *reader) AddRead(id int, off int64, _ stateio.DestinationFile, _ memmap.FileRange, m []byte) {
-	r.add(id, off, uint64(len(m)), stateio.LocalClientMapping(m))
+// scatter writes what was read to its places, of neighbours at once.
+func scatter(f *os.File, at []memmap.FileRange, b []byte) error {
+	for len(at) > 0 && len(b) > 0 {
+		place := at[0]
+		for at = at[1:]; len(at) > 0 && at[0].Start == place.End; at = at[1:] {
+			place.End = at[0].End
+		}
+		n := min(place.Length(), uint64(len(b)))
+		if _, err := f.WriteAt(b[:n], int64(place.Start)); err != nil {
+			return fmt.Errorf("pager: writing into the sandbox's memory: %w", err)
+		}
+		b = b[n:]
+	}
+	return nil
 }
 
-func (r *reader) AddReadv(id int, off int64, total uint64, _ stateio.DestinationFile, _ []memmap.FileRange, iovs []unix.Iovec) {
-	r.add(id, off, total, stateio.LocalClientMappings(slices.Clone(iovs)))
+func (r *reader) AddRead(id int, off int64, to stateio.DestinationFile, at memmap.FileRange, _ []byte) {
+	r.add(id, off, at.Length(), to, []memmap.FileRange{at})
+}
+
+func (r *reader) AddReadv(id int, off int64, total uint64, to stateio.DestinationFile, at []memmap.FileRange, _ []unix.Iovec) {
+	r.add(id, off, total, to, slices.Clone(at))
 }
 
 func (r *reader) Wait(cs []stateio.Completion, n int) ([]stateio.Completion, error) {
@@ -204,6 +244,11 @@ func (r *reader) Close() error {
 	r.closing.Wait()
 	close(r.jobs)
 	r.wg.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.files {
+		_ = f.Close() // what was written to it is in memory
+	}
 	return nil
 }
 
@@ -215,15 +260,3 @@ func (r *reader) MaxReadBytes() uint64 {
 }
 func (r *reader) MaxRanges() int   { return maxRanges }
 func (r *reader) MaxParallel() int { return maxReads }
-
-// mappings are the byte slices that a request's ranges are mapped at.
-func mappings(l stateio.LocalClientRanges) [][]byte {
-	if l.Mapping != nil {
-		return [][]byte{l.Mapping}
-	}
-	out := make([][]byte, len(l.Iovecs))
-	for i, v := range l.Iovecs {
-		out[i] = stateio.SliceFromIovec(v)
-	}
-	return out
-}
