@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +25,7 @@ import (
 // arena is closed and the last writer is.
 type Arena struct {
 	files   map[string]*region
+	known   []knownFile // not changed once the engine writes
 	copying chan struct{}
 	begun   sync.Once // closes copying
 
@@ -123,6 +123,9 @@ func (a *Arena) unmapUnused() {
 	for _, r := range a.files {
 		_ = unix.Munmap(r.mem) // only a second time fails
 	}
+	for _, k := range a.known {
+		_ = unix.Munmap(k.mem)
+	}
 }
 
 // borrow gives the region of a file to a writer.
@@ -182,7 +185,7 @@ type copyJob struct {
 	id   int
 	off  int64
 	size uint64
-	from stateio.LocalClientRanges
+	from [][]byte
 }
 
 // captureWriter copies what the engine writes into a region, in the order in
@@ -200,38 +203,45 @@ type captureWriter struct {
 	wg       sync.WaitGroup
 }
 
-type source uint32
+// source is one of the engine's memory files.
+type source struct {
+	index uint32
+	mem   []byte // its mapping, where it was known before
+}
 
 // RegisterSourceFD numbers the engine's memory files in their order.
-func (w *captureWriter) RegisterSourceFD(int32, uint64, []stateio.ClientFileRangeSetting) (stateio.SourceFile, error) {
+func (w *captureWriter) RegisterSourceFD(fd int32, _ uint64, _ []stateio.ClientFileRangeSetting) (stateio.SourceFile, error) {
 	if w.identify {
 		w.a.begun.Do(func() { close(w.a.copying) })
 	}
 	w.sources++
-	return source(w.sources - 1), nil
+	return source{index: w.sources - 1, mem: w.a.mappingOf(int(fd))}, nil
 }
 
 func (w *captureWriter) work() {
 	for j := range w.jobs {
 		dst := w.r.mem[j.off:]
-		for _, m := range mappings(j.from) {
+		for _, m := range j.from {
 			dst = dst[copy(dst, m):]
 		}
 		w.done <- stateio.Completion{ID: j.id, N: j.size}
 	}
 }
 
-func (w *captureWriter) add(id int, size uint64, sf stateio.SourceFile, frs []memmap.FileRange, from stateio.LocalClientRanges) {
+func (w *captureWriter) add(id int, size uint64, sf stateio.SourceFile, frs []memmap.FileRange, from [][]byte) {
 	off := w.off
 	if uint64(len(w.r.mem))-uint64(off) < size {
 		w.done <- stateio.Completion{ID: id, Err: unix.ENOSPC}
 		return
 	}
 	w.off += int64(size)
-	if w.identify {
-		src, _ := sf.(source)
-		for _, fr := range frs {
-			w.frs = appendRange(w.frs, engine.PageRange{Source: uint32(src), Offset: fr.Start, Length: fr.Length()})
+	src, _ := sf.(source)
+	for i, fr := range frs {
+		if w.identify {
+			w.frs = appendRange(w.frs, engine.PageRange{Source: src.index, Offset: fr.Start, Length: fr.Length()})
+		}
+		if fr.End <= uint64(len(src.mem)) {
+			from[i] = src.mem[fr.Start:fr.End]
 		}
 	}
 	w.jobs <- copyJob{id: id, off: off, size: size, from: from}
@@ -249,11 +259,11 @@ func appendRange(rs []engine.PageRange, r engine.PageRange) []engine.PageRange {
 }
 
 func (w *captureWriter) AddWrite(id int, sf stateio.SourceFile, fr memmap.FileRange, m []byte) {
-	w.add(id, uint64(len(m)), sf, []memmap.FileRange{fr}, stateio.LocalClientMapping(m))
+	w.add(id, uint64(len(m)), sf, []memmap.FileRange{fr}, [][]byte{m})
 }
 
 func (w *captureWriter) AddWritev(id int, total uint64, sf stateio.SourceFile, frs []memmap.FileRange, iovs []unix.Iovec) {
-	w.add(id, total, sf, frs, stateio.LocalClientMappings(slices.Clone(iovs)))
+	w.add(id, total, sf, frs, mappings(stateio.LocalClientMappings(iovs)))
 }
 
 func (w *captureWriter) Wait(cs []stateio.Completion, n int) ([]stateio.Completion, error) {
@@ -279,3 +289,15 @@ func (w *captureWriter) Close() error {
 func (w *captureWriter) MaxWriteBytes() uint64 { return maxCaptureBytes }
 func (w *captureWriter) MaxRanges() int        { return maxRanges }
 func (w *captureWriter) MaxParallel() int      { return maxParallel }
+
+// mappings are the byte slices that a request's ranges are mapped at.
+func mappings(l stateio.LocalClientRanges) [][]byte {
+	if l.Mapping != nil {
+		return [][]byte{l.Mapping}
+	}
+	out := make([][]byte, len(l.Iovecs))
+	for i, v := range l.Iovecs {
+		out[i] = stateio.SliceFromIovec(v)
+	}
+	return out
+}

@@ -5,6 +5,7 @@ package pager
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -41,7 +42,12 @@ type testSource struct {
 func register(t *testing.T, w stateio.AsyncWriter, size int) testSource {
 	t.Helper()
 	f, mem := memory(t, size)
-	sf, err := w.RegisterSourceFD(int32(f.Fd()), uint64(size), nil)
+	return registerFile(t, w, f, mem)
+}
+
+func registerFile(t *testing.T, w stateio.AsyncWriter, f *os.File, mem []byte) testSource {
+	t.Helper()
+	sf, err := w.RegisterSourceFD(int32(f.Fd()), uint64(len(mem)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,13 +63,41 @@ func finish(t *testing.T, w stateio.AsyncWriter) {
 }
 
 // What the engine writes from anywhere in its memory files is in the arena in
-// the order of submission, with the identity of each page.
+// the order of submission, with the identity of each page; also where a memory
+// file was known before, and has grown since.
 func TestCapture(t *testing.T) {
-	t.Parallel()
+	for known := range 3 {
+		t.Run(fmt.Sprintf("%d known", known), func(t *testing.T) {
+			t.Parallel()
+			testCapture(t, known)
+		})
+	}
+}
+
+func testCapture(t *testing.T, known int) {
 	rng := seeded(t)
 	const size = 4 << 20
 	a, mem := newArena(t, 1<<20, 1<<20, 3*size)
 	a.Prefault(size + 1)
+	var files [2]*os.File
+	var mems [2][]byte
+	for k := range files {
+		files[k], mems[k] = memory(t, size)
+		if k >= known {
+			continue
+		}
+		mems[k][5*pageSize] = 1 // something to find
+		if err := files[k].Truncate(size / 2); err != nil {
+			t.Fatal(err)
+		}
+		m, err := a.Know(files[k])
+		if err != nil || len(m) != size/2 {
+			t.Fatalf("Know: %d bytes, %v", len(m), err)
+		}
+		if err := files[k].Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+	}
 	sock, err := a.Serve()
 	c := dial(t, sock, err)
 
@@ -71,7 +105,7 @@ func TestCapture(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sources := []testSource{register(t, w, size), register(t, w, size)}
+	sources := []testSource{registerFile(t, w, files[0], mems[0]), registerFile(t, w, files[1], mems[1])}
 	var want []byte
 	var ids []engine.PageRange
 	inflight, free := 0, make([]int, 0, w.MaxParallel())

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/pager"
 )
 
 // memoryMark is how the engine names the file of its guest's memory.
@@ -22,7 +23,8 @@ const memoryMark = "memfd:runsc-memory"
 // maxStubs bounds how many processes' maps are read.
 const maxStubs = 256
 
-// warm makes the engine's scan for zero pages cheap. Allocating 2 MB at a time,
+// warm does before the pause what page faults would do in it: it has the arena
+// map the guest's memory, and makes the engine's scan for zero pages cheap. Allocating 2 MB at a time,
 // the engine leaves pages that its guest never touched, and inside the pause it
 // reads each of them, which faults it in, a millisecond per megabyte (pgalloc
 // MemoryFile.SaveTo). Here they are faulted in before the pause, through a
@@ -30,20 +32,21 @@ const maxStubs = 256
 // a fault. The engine gives them back. What the guest has allocated is seen
 // from what its stubs have mapped. All of this is an optimisation: it does what
 // it can and reports nothing.
-func warm(enginePID int) {
+func warm(enginePID int, arena *pager.Arena) {
 	f := memoryFile(enginePID)
 	if f == nil {
 		return
 	}
 	defer f.Close()
+	mem, err := arena.Know(f)
+	if err != nil {
+		return
+	}
 	for _, r := range merged(mappedRanges(enginePID)) {
 		for _, hole := range holes(f, r) {
-			mem, err := unix.Mmap(int(f.Fd()), hole.start, int(hole.end-hole.start), unix.PROT_READ, unix.MAP_SHARED)
-			if err != nil {
-				return
+			if hole.end <= int64(len(mem)) {
+				_ = unix.Madvise(mem[hole.start:hole.end], unix.MADV_POPULATE_READ)
 			}
-			_ = unix.Madvise(mem, unix.MADV_POPULATE_READ)
-			_ = unix.Munmap(mem)
 		}
 	}
 }
