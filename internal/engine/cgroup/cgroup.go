@@ -41,7 +41,8 @@ type Hierarchy struct {
 // controllers that we use, by their v1 names.
 var controllers = [...]string{"memory", "cpu", "pids"}
 
-// cpuPeriod is the CFS period in µs over which CPU time is limited.
+// cpuPeriod is the CFS period in µs over which CPU time is limited: the kernel's
+// default (sched-bwc.rst), which is what a new group of version 1 has.
 const cpuPeriod = 100_000
 
 // Detect finds the host's cgroup mounts from /proc/self/mounts and makes the
@@ -151,46 +152,69 @@ func (h *Hierarchy) Create(name string, l Limits) error {
 		}
 	}
 	for _, w := range h.settings(name, l) {
-		err := write(w.file, w.value)
-		if err != nil && (!w.optional || !errors.Is(err, fs.ErrNotExist)) {
-			return fmt.Errorf("cgroup: setting %s: %w", w.file, err)
+		if err := w.Apply(); err != nil && (!w.optional || !errors.Is(err, fs.ErrNotExist)) {
+			return err
 		}
 	}
 	return nil
 }
 
-// setting is a control file to write. An optional one may be missing.
-type setting struct {
-	file, value string
-	optional    bool
+// Setting is a control file to write.
+type Setting struct {
+	File  string `json:"file"`
+	Value string `json:"value"`
+
+	optional bool // the file may be missing
+}
+
+// Apply writes it.
+func (s Setting) Apply() error {
+	if err := write(s.File, s.Value); err != nil {
+		return fmt.Errorf("cgroup: setting %s: %w", s.File, err)
+	}
+	return nil
+}
+
+// CPUs is the setting that limits a group's CPU time to that of n CPUs; 0 lifts
+// the limit.
+func (h *Hierarchy) CPUs(name string, n int) Setting {
+	if h.v2 {
+		quota := "max"
+		if n > 0 {
+			quota = strconv.Itoa(n * cpuPeriod)
+		}
+		return Setting{File: filepath.Join(h.roots[""], h.parent, name, "cpu.max"), Value: fmt.Sprintf("%s %d", quota, cpuPeriod)}
+	}
+	quota := -1
+	if n > 0 {
+		quota = n * cpuPeriod
+	}
+	return Setting{File: filepath.Join(h.roots["cpu"], h.parent, name, "cpu.cfs_quota_us"), Value: strconv.Itoa(quota)}
 }
 
 // settings are the files to write and their contents, in order. Swap is denied
 // where the kernel accounts for it: the memory limit would not hold otherwise.
-func (h *Hierarchy) settings(name string, l Limits) []setting {
+func (h *Hierarchy) settings(name string, l Limits) []Setting {
 	at := func(controller, file string) string {
 		if h.v2 {
 			controller = ""
 		}
 		return filepath.Join(h.roots[controller], h.parent, name, file)
 	}
-	var out []setting
+	var out []Setting
 	set := func(controller, file, value string) {
-		out = append(out, setting{file: at(controller, file), value: value})
+		out = append(out, Setting{File: at(controller, file), Value: value})
 	}
 	if memory := strconv.FormatInt(l.MemoryBytes, 10); l.MemoryBytes > 0 && h.v2 {
 		set("memory", "memory.max", memory)
 		set("memory", "memory.oom.group", "0")
-		out = append(out, setting{at("memory", "memory.swap.max"), "0", true})
+		out = append(out, Setting{at("memory", "memory.swap.max"), "0", true})
 	} else if l.MemoryBytes > 0 {
 		set("memory", "memory.limit_in_bytes", memory)
-		out = append(out, setting{at("memory", "memory.memsw.limit_in_bytes"), memory, true}) // memory and swap together
+		out = append(out, Setting{at("memory", "memory.memsw.limit_in_bytes"), memory, true}) // memory and swap together
 	}
-	if l.CPUs > 0 && h.v2 {
-		set("cpu", "cpu.max", fmt.Sprintf("%d %d", l.CPUs*cpuPeriod, cpuPeriod))
-	} else if l.CPUs > 0 {
-		set("cpu", "cpu.cfs_period_us", strconv.Itoa(cpuPeriod))
-		set("cpu", "cpu.cfs_quota_us", strconv.Itoa(l.CPUs*cpuPeriod))
+	if l.CPUs > 0 {
+		out = append(out, h.CPUs(name, l.CPUs))
 	}
 	if l.Pids > 0 {
 		set("pids", "pids.max", strconv.Itoa(l.Pids))

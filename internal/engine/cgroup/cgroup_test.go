@@ -60,7 +60,7 @@ func fakeV1(t *testing.T, group string, swap bool) (dir string, mounts []string)
 		memory = append(memory, "memory.memsw.limit_in_bytes")
 	}
 	control(t, filepath.Join(dir, "memory", group), memory...)
-	control(t, filepath.Join(dir, "cpu,cpuacct", group), "cpu.cfs_period_us", "cpu.cfs_quota_us", "cgroup.procs")
+	control(t, filepath.Join(dir, "cpu,cpuacct", group), "cpu.cfs_quota_us", "cgroup.procs")
 	control(t, filepath.Join(dir, "pids", group), "pids.max", "cgroup.procs")
 	for _, c := range []string{"memory", "cpu,cpuacct", "pids"} {
 		mounts = append(mounts, fmt.Sprintf("cgroup %s/%s cgroup rw,nosuid,%s 0 0", dir, c, c))
@@ -100,7 +100,6 @@ func TestWhatIsWritten(t *testing.T) {
 		{"v1", fakeV1, true, full, map[string]string{
 			"memory/oc/x/gn-1/memory.limit_in_bytes":       "1073741824",
 			"memory/oc/x/gn-1/memory.memsw.limit_in_bytes": "1073741824",
-			"cpu,cpuacct/oc/x/gn-1/cpu.cfs_period_us":      "100000",
 			"cpu,cpuacct/oc/x/gn-1/cpu.cfs_quota_us":       "300000",
 			"pids/oc/x/gn-1/pids.max":                      "700",
 		}},
@@ -315,6 +314,40 @@ func TestPidsLimitHolds(t *testing.T) {
 	_ = c.Wait() // killed, or taken by Kill
 }
 
+// The limit of CPU time can be lifted and set again.
+func TestCPUs(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		fake        func(*testing.T, string, bool) (string, []string)
+		file        string
+		free, three string
+	}{
+		"v1": {fakeV1, "cpu,cpuacct/oc/x/gn-1/cpu.cfs_quota_us", "-1", "300000"},
+		"v2": {fakeV2, "oc/x/gn-1/cpu.max", "max 100000", "300000 100000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, mounts := tt.fake(t, "oc/x/gn-1", true)
+			h, err := New(mounts, "oc/x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, step := range []struct {
+				cpus int
+				want string
+			}{{3, tt.three}, {0, tt.free}, {3, tt.three}} {
+				file := filepath.Join(dir, tt.file)
+				if err := errors.Join(os.Truncate(file, 0), h.CPUs("gn-1", step.cpus).Apply()); err != nil {
+					t.Fatal(err)
+				}
+				if b, err := os.ReadFile(file); err != nil || string(b) != step.want {
+					t.Errorf("%d CPUs: %q, %v; want %q", step.cpus, b, err, step.want)
+				}
+			}
+		})
+	}
+}
+
 // Creating a group again keeps it and sets the new limits.
 func TestCreateAgain(t *testing.T) {
 	t.Parallel()
@@ -325,7 +358,7 @@ func TestCreateAgain(t *testing.T) {
 		}
 	}
 	w := h.settings("gn-1", Limits{Pids: 20})[0]
-	if b, err := os.ReadFile(w.file); err != nil || strings.TrimSpace(string(b)) != "20" {
+	if b, err := os.ReadFile(w.File); err != nil || strings.TrimSpace(string(b)) != "20" {
 		t.Errorf("pids.max %q, %v", b, err)
 	}
 }

@@ -98,11 +98,20 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, budget int64) (_
 	}()
 	ctx, cancel := context.WithTimeoutCause(ctx, captureDeadline(a.estimate), errCaptureDeadline)
 	defer cancel()
-	ev, err := d.call(ctx, p.Build, wire.Request{Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}}, a.files...)
+	ev, err := d.call(ctx, p.Build, d.captureRequest(p), a.files...)
+	if e := d.limitCPUs(p.Generation); err == nil {
+		err = e
+	}
 	if err != nil {
 		return nil, err
 	}
 	return a.captured(ev.Sizes)
+}
+
+// captureRequest asks for a capture, with the engine's CPU time not limited.
+func (d *Driver) captureRequest(p engine.Process) wire.Request {
+	free := d.groups.CPUs(p.Generation, 0)
+	return wire.Request{Version: wire.Version, Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}, Frozen: &free}
 }
 
 var errCaptureDeadline = errors.New("the deadline of the capture passed")

@@ -34,6 +34,7 @@ import (
 	"github.com/opencomputer/oc/internal/engine/cgroup"
 	"github.com/opencomputer/oc/internal/engine/gvisor/disk"
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/engine/gvisor/shape"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/hostmem"
@@ -59,6 +60,8 @@ type Driver struct {
 	disk   disk.Kind
 	need   engine.Requirements
 	reaper proc.Reaper
+
+	helpers *helpers
 }
 
 var _ engine.Driver = (*Driver)(nil)
@@ -116,6 +119,10 @@ func New(cfg Config) (*Driver, error) {
 		Engine: "gvisor " + version.Version(), Arch: runtime.GOARCH, CPUFeatures: features,
 	}}
 	d.endStrays()
+	if err := d.limitAll(); err != nil {
+		return nil, err
+	}
+	d.helpers = newHelpers(cfg.BuildsDir, build)
 	return d, nil
 }
 
@@ -175,8 +182,8 @@ func (d *Driver) prepare(ctx context.Context, build string, s engine.Spec, stdin
 			err = errors.Join(err, d.DestroyGeneration(cleanup, s.Generation))
 		}
 	}()
-	if err := d.groups.Create(s.Generation, cgroup.Limits{
-		MemoryBytes: s.Shape.MemoryBytes + engineOverhead(s.Shape), CPUs: s.Shape.CPUs, Pids: hostPids(s.Shape),
+	if err := d.groups.Create(s.Generation, cgroup.Limits{ // without CPUs: see limitCPUs
+		MemoryBytes: s.Shape.MemoryBytes + engineOverhead(s.Shape), Pids: hostPids(s.Shape),
 	}); err != nil {
 		return engine.Process{}, err
 	}
@@ -199,7 +206,33 @@ func (d *Driver) prepare(ctx context.Context, build string, s engine.Spec, stdin
 	}
 	p := ev.Process
 	p.Build = build
-	return p, nil
+	if start {
+		err = d.limitCPUs(p.Generation)
+	}
+	return p, err
+}
+
+// limitCPUs gives a generation the CPU time of its shape. The limit is the
+// guest's: while the engine comes up, loads or saves a state, it may use what
+// the machine has, or a sandbox of one CPU would be restored at half the speed.
+func (d *Driver) limitCPUs(generation string) error {
+	s, err := shape.Read(d.dir(generation))
+	if err != nil {
+		return fmt.Errorf("engine: %w", err)
+	}
+	return d.groups.CPUs(generation, s.CPUs).Apply()
+}
+
+// limitAll does it for the generations of an earlier driver, which may have
+// ended in the middle of a capture. One that cannot be limited is being ended.
+func (d *Driver) limitAll() error {
+	ids, err := d.Leftovers()
+	for _, id := range ids {
+		if err := d.limitCPUs(id); err != nil {
+			d.cfg.Log.Debug("limiting the CPU time of an earlier generation", "generation", id, "error", err)
+		}
+	}
+	return err
 }
 
 // Prepare implements engine.Driver.
@@ -209,7 +242,10 @@ func (d *Driver) Prepare(ctx context.Context, s engine.Spec, stdin *os.File) (en
 
 // Run implements engine.Driver.
 func (d *Driver) Run(ctx context.Context, p engine.Process) error {
-	return d.control(ctx, p, wire.VerbStart)
+	if err := d.control(ctx, p, wire.VerbStart); err != nil {
+		return err
+	}
+	return d.limitCPUs(p.Generation)
 }
 
 // Start implements engine.Driver.
@@ -316,5 +352,9 @@ func (d *Driver) Reap() { d.reaper.Reap() }
 // BinaryPath is the kept copy of this build.
 func (d *Driver) BinaryPath() string { return buildPath(d.cfg.BuildsDir, d.build) }
 
-// Close removes the parent cgroup if nothing runs any more.
-func (d *Driver) Close() { d.groups.RemoveParent() }
+// Close ends what waits for work, and removes the parent cgroup if nothing runs
+// any more. The driver cannot be used afterwards.
+func (d *Driver) Close() {
+	d.helpers.close()
+	d.groups.RemoveParent()
+}

@@ -6,9 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"os/exec"
 	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
@@ -18,9 +15,8 @@ import (
 // held implements engine.Held: the helper that captured and paused the engine
 // waits for one command.
 type held struct {
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	dec   *json.Decoder
+	*helperProc
+	dec *json.Decoder
 }
 
 // CaptureHeld implements engine.Driver.
@@ -35,25 +31,17 @@ func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, budget int64
 		}
 	}()
 	// Not bound to a context: killed, it would leave the engine paused.
-	c, err := d.helperCmd(context.WithoutCancel(ctx), p.Build, wire.VerbCapture, a.files...)
+	helper, err := d.helpers.get(p.Build, wire.VerbCapture, a.files...)
 	if err != nil {
 		return nil, nil, err
 	}
-	h := &held{cmd: c}
-	if h.stdin, err = c.StdinPipe(); err != nil {
-		return nil, nil, fmt.Errorf("engine: capture: %w", err)
+	h := &held{helperProc: helper, dec: json.NewDecoder(helper.stdout)}
+	req := d.captureRequest(p)
+	req.HoldMS = limit.Milliseconds()
+	ev, err := h.exchange(ctx, captureDeadline(a.estimate), req)
+	if e := d.limitCPUs(p.Generation); err == nil {
+		err = e
 	}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		return nil, nil, fmt.Errorf("engine: capture: %w", err)
-	}
-	h.dec = json.NewDecoder(out)
-	if err := c.Start(); err != nil {
-		return nil, nil, fmt.Errorf("engine: capture: %w", err)
-	}
-	ev, err := h.exchange(ctx, captureDeadline(a.estimate), wire.Request{
-		Version: wire.Version, Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}, HoldMS: limit.Milliseconds(),
-	})
 	var capt *engine.Capture
 	if err == nil {
 		capt, err = a.captured(ev.Sizes)
@@ -82,8 +70,8 @@ func (h *held) command(ctx context.Context, do string) error {
 
 // exchange sends a line and waits for one event.
 func (h *held) exchange(ctx context.Context, limit time.Duration, line any) (wire.Event, error) {
-	if err := json.NewEncoder(h.stdin).Encode(line); err != nil {
-		return wire.Event{}, fmt.Errorf("engine: capture: %w", err)
+	if err := h.send(line); err != nil {
+		return wire.Event{}, err
 	}
 	type answer struct {
 		ev  wire.Event
@@ -110,5 +98,5 @@ func (h *held) exchange(ctx context.Context, limit time.Duration, line any) (wir
 // end takes leave of the helper.
 func (h *held) end() {
 	_ = h.stdin.Close() // which ends it
-	go func() { _ = h.cmd.Wait() }()
+	go func() { _ = h.wait() }()
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/cgroup"
 	"github.com/opencomputer/oc/internal/engine/enginetest"
 )
 
@@ -65,6 +66,61 @@ import itertools, time
 for n in itertools.count(1):
     print(n)
     time.sleep(0.05)'`
+
+// The limit of CPU time holds whenever the guest runs, and only the guest knows
+// of it: see limitCPUs.
+func TestCPULimitIsTheGuests(t *testing.T) {
+	t.Parallel()
+	groups, err := cgroup.Detect(host.Config.Cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := func(when, generation string, cpus int) {
+		t.Helper()
+		want := groups.CPUs(generation, cpus)
+		if b, err := os.ReadFile(want.File); err != nil || strings.TrimSpace(string(b)) != want.Value {
+			t.Errorf("%s the limit is %q, want %q: %v", when, b, want.Value, err)
+		}
+	}
+	g := host.Start(t, enginetest.Shape())
+	limit("started,", g.Generation, 1)
+	dir := checkpoint(t, g)
+	limit("captured,", g.Generation, 1)
+	c, held, err := host.CaptureHeld(t.Context(), g.Process, budget, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	limit("held,", g.Generation, 1)
+	if err := held.Thaw(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, clones := restore(t, dir, g, 1)
+	limit("restored,", clones[0].Generation, 1)
+
+	spec := enginetest.Spec(t, enginetest.Shape())
+	_, guest := enginetest.Pair(t)
+	p, err := host.Prepare(t.Context(), spec, guest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := host.Destroy(context.Background(), p); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := host.Run(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	limit("run,", spec.Generation, 1)
+
+	// A server that dies in the middle of a capture leaves it lifted.
+	if err := groups.CPUs(g.Generation, 0).Apply(); err != nil {
+		t.Fatal(err)
+	}
+	hostIn(t, t.TempDir()).Close()
+	limit("adopted,", g.Generation, 1)
+}
 
 // A process that takes more memory than there is dies; nothing else does.
 func TestMemoryHog(t *testing.T) {

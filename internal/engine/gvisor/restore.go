@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os/exec"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -60,6 +58,11 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err := r.awaitRunning(ctx); err != nil {
 		return nil, err
 	}
+	for _, t := range targets {
+		if err := d.limitCPUs(t.Spec.Generation); err != nil {
+			return nil, err
+		}
+	}
 	return r, nil
 }
 
@@ -76,10 +79,9 @@ func bulkRate(rate int64, n int) int64 {
 
 // restoring implements engine.Restoring over a helper process.
 type restoring struct {
+	*helperProc
 	procs []engine.Process
 	pager engine.Process
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
 
 	running chan struct{} // closed when each target runs or is lost
 	loaded  chan struct{} // closed when each target is loaded or lost
@@ -102,29 +104,18 @@ const (
 // startPager starts the helper; it waits for begin.
 func (d *Driver) startPager(build string, targets int) (*restoring, error) {
 	// Not bound to a context: the pager ends by itself.
-	c, err := d.helperCmd(context.Background(), build, wire.VerbRestore)
+	h, err := d.helpers.get(build, wire.VerbRestore)
 	if err != nil {
 		return nil, err
 	}
-	stdin, err := c.StdinPipe()
-	if err != nil {
-		return nil, fmt.Errorf("engine: pager: %w", err)
-	}
-	stdout, err := c.StdoutPipe()
-	if err != nil {
-		return nil, fmt.Errorf("engine: pager: %w", err)
-	}
-	if err := c.Start(); err != nil {
-		return nil, fmt.Errorf("engine: pager: %w", err)
-	}
 	r := &restoring{
-		procs: make([]engine.Process, targets), cmd: c, stdin: stdin,
+		helperProc: h, procs: make([]engine.Process, targets),
 		running: make(chan struct{}), loaded: make(chan struct{}),
 		state: make([]targetState, targets), errs: make([]error, targets), replies: map[int]chan error{},
 	}
-	start, _ := proc.StartTime(c.Process.Pid) // 0 if it is gone already
-	r.pager = engine.Process{Build: build, PID: c.Process.Pid, StartTime: start}
-	go r.events(stdout)
+	start, _ := proc.StartTime(h.cmd.Process.Pid) // 0 if it is gone already
+	r.pager = engine.Process{Build: build, PID: h.cmd.Process.Pid, StartTime: start}
+	go r.events()
 	return r, nil
 }
 
@@ -134,15 +125,12 @@ func (r *restoring) begin(req wire.Request) error {
 	for _, p := range r.procs {
 		req.Targets = append(req.Targets, target(p))
 	}
-	if err := json.NewEncoder(r.stdin).Encode(req); err != nil {
-		return fmt.Errorf("engine: pager: %w", err)
-	}
-	return nil
+	return r.send(req)
 }
 
 // events follows the helper to its end.
-func (r *restoring) events(stdout io.Reader) {
-	dec := json.NewDecoder(bufio.NewReader(stdout))
+func (r *restoring) events() {
+	dec := json.NewDecoder(bufio.NewReader(r.stdout))
 	failure := errors.New("the pager ended before the sandbox was loaded")
 	for {
 		var ev wire.Event
@@ -158,7 +146,7 @@ func (r *restoring) events(stdout io.Reader) {
 			r.note(ev)
 		}
 	}
-	_ = r.cmd.Wait() // its events said what there was to say
+	_ = r.wait() // its events said what there was to say
 	r.end(failure)
 }
 
@@ -258,10 +246,10 @@ func (r *restoring) command(ctx context.Context, do string, i int) error {
 	r.nextID++
 	id := r.nextID
 	r.replies[id] = ch
-	err := json.NewEncoder(r.stdin).Encode(wire.Command{ID: id, Do: do, Target: i})
+	err := r.send(wire.Command{ID: id, Do: do, Target: i})
 	r.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("engine: pager: %w", err)
+		return err
 	}
 	select {
 	case err := <-ch:

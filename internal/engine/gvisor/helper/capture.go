@@ -46,8 +46,13 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 	if err := c.Call(boot.ContMgrWaitRestore, nil, nil); err != nil && !strings.Contains(err.Error(), "is not being restored") {
 		return fmt.Errorf("engine: loading before the checkpoint: %w", err)
 	}
-	warm(t.PID)
+	warm(t.PID, arena)
 	arena.Prefault(disk.MemoryUsage(t.PID) + disk.Overlay{}.Usage(t.PID))
+	if req.Frozen != nil {
+		if err := req.Frozen.Apply(); err != nil {
+			return err
+		}
+	}
 	if req.HoldMS == 0 {
 		return copyState(c, arena, out)
 	}

@@ -15,6 +15,7 @@ package helper
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -40,6 +41,14 @@ func Main() int {
 	log.SetLevel(log.Warning)
 	in := bufio.NewReaderSize(os.Stdin, 64<<10)
 	out := &events{w: json.NewEncoder(os.Stdout)}
+	if waiting() {
+		if err := standby(); errors.Is(err, errDismissed) {
+			return 0
+		} else if err != nil {
+			out.done(wire.Event{Error: err.Error()})
+			return 1
+		}
+	}
 	req, err := readLine[wire.Request](in)
 	if err != nil {
 		out.done(wire.Event{Error: fmt.Sprintf("helper: reading the request: %v", err)})

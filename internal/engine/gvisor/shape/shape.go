@@ -36,6 +36,21 @@ func Write(bundle string, s engine.Shape) error {
 	return nil
 }
 
+// Read gives the shape that was left in the bundle directory.
+func Read(bundle string) (s engine.Shape, err error) {
+	b, err := os.ReadFile(filepath.Join(bundle, fileName))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err == nil && (s.CPUs <= 0 || s.MemoryBytes <= 0) {
+		err = fmt.Errorf("%d CPUs and %d bytes of memory are no shape", s.CPUs, s.MemoryBytes)
+	}
+	if err != nil {
+		return engine.Shape{}, fmt.Errorf("shape: %w", err)
+	}
+	return s, nil
+}
+
 // Apply gives argv with the shape's flags in place, if argv starts a sandbox
 // process whose bundle has a shape, and argv as it is otherwise. gVisor
 // re-executes the sandbox process with its changed argv inside a chroot, where
@@ -51,12 +66,11 @@ func Apply(argv []string) []string {
 			bundle = v
 		}
 	}
-	b, err := os.ReadFile(filepath.Join(bundle, fileName))
-	if bundle == "" || err != nil {
+	if bundle == "" {
 		return argv
 	}
-	var s engine.Shape
-	if json.Unmarshal(b, &s) != nil || s.CPUs <= 0 || s.MemoryBytes <= 0 {
+	s, err := Read(bundle)
+	if err != nil {
 		return argv
 	}
 	return rewrite(argv, i, s)

@@ -14,6 +14,7 @@ import (
 	"errors"
 
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/cgroup"
 	"github.com/opencomputer/oc/internal/fault"
 )
 
@@ -43,6 +44,13 @@ const (
 	VerbResume = "resume"
 )
 
+// Standby in the place of the verb starts a helper that waits until it is
+// wanted: its descriptor 3 is a socket of packets (unix(7), SOCK_SEQPACKET),
+// from which it takes one, whose text is a verb and whose control message has
+// the descriptors for it; then it is that helper, also by its command line. It
+// ends when the socket does.
+const Standby = "standby"
+
 // PanicLog is the file in a generation's directory where a dying engine leaves
 // its last words.
 const PanicLog = "panic.log"
@@ -68,6 +76,10 @@ type Request struct {
 	Memory  Memory        `json:"memory,omitzero"`  // restore: where it slows down for want of memory
 	HoldMS  int64         `json:"holdMs,omitempty"` // capture: leave the engine paused, for this long at most
 	Prepare *PrepareExtra `json:"prepare,omitempty"`
+
+	// Frozen is for capture: applied just before the engine is frozen, for the
+	// server to undo.
+	Frozen *cgroup.Setting `json:"frozen,omitempty"`
 }
 
 // Memory is what a helper has to know of the machine's.
