@@ -141,6 +141,9 @@ func (n *Node) startKeeper(context.Context) error {
 		return fmt.Errorf("node: starting the keeper: %w", err)
 	}
 	go func() { _ = c.Wait() }() // takes it from the process table if it ends before us
+	if err := n.engine.Outside(c.Process.Pid); err != nil {
+		return errors.Join(fmt.Errorf("node: starting the keeper: %w", err), c.Process.Kill())
+	}
 	return nil
 }
 
@@ -278,8 +281,8 @@ func (n *Node) KillAll(ctx context.Context) (killed int, err error) {
 	}
 	if err == nil {
 		err = n.keeper.stop(ctx)
+		n.removeRun(ctx) // when the keeper has ended
 		n.engine.Close()
-		n.removeRun(ctx)
 	}
 	return killed, err
 }

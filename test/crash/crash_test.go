@@ -28,7 +28,7 @@ import (
 )
 
 const (
-	roundsShort = 12
+	roundsShort = 20
 	roundsLong  = 200
 	// patience bounds each wait: a loaded machine is slow.
 	patience = 2 * time.Minute
@@ -122,7 +122,7 @@ var victims = map[string][]string{
 	"server":            {" serve"},
 	"keeper":            {" keeper"},
 	"server and keeper": {" serve", " keeper"},
-	"helper":            {"engine-helper prepare", "engine-helper capture", "engine-helper pause", "engine-helper resume"},
+	"helper":            {"engine-helper prepare", "engine-helper capture", "engine-helper pause", "engine-helper resume", "engine-helper start", "engine-helper watch", "engine-helper standby"},
 	"pager":             {"engine-helper restore"},
 }
 

@@ -129,3 +129,72 @@ func connected(s *harness.Server) (helper int, found bool) {
 	}
 	return 0, false
 }
+
+// TestNobodyIsLeftToEndAHungHold stops the helper that holds what a restore
+// replaces, and ends the server: the watchdog lets the sandbox go on, and the
+// next server finds it running.
+func TestNobodyIsLeftToEndAHungHold(t *testing.T) {
+	t.Parallel()
+	s := ownServer(t, "", nil)
+	b := create(t, s)
+	b.count()
+	cp := b.checkpoint("start")
+	b.heap(150, 17)
+	sum := b.heapSum()
+	const tries = 10
+	for try := range tries {
+		before := b.counted()
+		if !hangRestore(t, b, cp) {
+			continue // too early or too late
+		}
+		must(t, s.Up(t.Context()))
+		b.countOn(10)
+		if b.heapSum() != sum { // the restore was over before the server was ended
+			b.heap(150, 17)
+			continue
+		}
+		if got := b.counted(); got < before {
+			t.Errorf("the count is %d, it was %d", got, before)
+		}
+		t.Logf("caught at try %d", try+1)
+		return
+	}
+	t.Fatalf("in %d tries no held helper was stopped", tries)
+}
+
+// hangRestore begins a restore, stops the helper that freezes the running
+// generation for it, ends the server, and waits until the watchdog has ended
+// that helper and is gone.
+func hangRestore(t *testing.T, b box, cp string) (caught bool) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = b.s.Run(context.WithoutCancel(t.Context()), nil, "checkpoint", "restore", b.id, cp) // the server ends
+	}()
+	var helper int
+	await(t, "a helper captures what is replaced", func() bool {
+		pids := running(b.s, "engine-helper", "capture")
+		if len(pids) > 0 && len(running(b.s, "engine-helper", "watch")) > 0 {
+			helper = pids[0]
+			return true
+		}
+		select {
+		case <-done:
+			return true
+		default:
+			return false
+		}
+	})
+	if helper == 0 {
+		return false
+	}
+	<-time.After(60 * time.Millisecond) // for the freeze
+	_ = syscall.Kill(helper, syscall.SIGSTOP)
+	crash(t, b.s)
+	<-done
+	await(t, "the watchdog has ended the helper", func() bool {
+		return len(running(b.s, "engine-helper", "capture")) == 0 && len(running(b.s, "engine-helper", "watch")) == 0
+	})
+	return true
+}

@@ -222,6 +222,26 @@ func (h *Hierarchy) settings(name string, l Limits) []Setting {
 	return out
 }
 
+// outsideEnd is how long RemoveParent waits for processes of the node to end.
+const outsideEnd = 3 * time.Second
+
+// outside is the group of processes that belong to the node and no generation.
+const outside = "node"
+
+// Outside moves a process, whose parent may be in a group that somebody ends,
+// into a group of ours without limits. It is not listed as a generation's.
+func (h *Hierarchy) Outside(pid int) error {
+	for _, d := range h.dirs(outside) {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("cgroup: %w", err)
+		}
+		if err := write(filepath.Join(d, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+			return fmt.Errorf("cgroup: moving process %d to %s: %w", pid, d, err)
+		}
+	}
+	return nil
+}
+
 // ProcsFiles are the files to write a pid to for it to join the group.
 func (h *Hierarchy) ProcsFiles(name string) []string {
 	var out []string
@@ -285,7 +305,7 @@ func (h *Hierarchy) List() ([]string, error) {
 			return nil, fmt.Errorf("cgroup: %w", err)
 		}
 		for _, e := range es {
-			if e.IsDir() && !slices.Contains(names, e.Name()) {
+			if e.IsDir() && e.Name() != outside && !slices.Contains(names, e.Name()) {
 				names = append(names, e.Name())
 			}
 		}
@@ -355,6 +375,9 @@ func (h *Hierarchy) remove(name string) error {
 // RemoveParent removes the parent group, and those above it that we made,
 // where they are empty.
 func (h *Hierarchy) RemoveParent() {
+	for end := time.Now().Add(outsideEnd); errors.Is(h.remove(outside), unix.EBUSY) && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond) // the last of its processes are ending
+	}
 	for _, root := range h.roots {
 		for dir := strings.Trim(h.parent, "/"); dir != "" && dir != "."; dir = filepath.Dir(dir) {
 			_ = unix.Rmdir(filepath.Join(root, dir)) // not empty: still in use

@@ -348,6 +348,31 @@ func TestCPUs(t *testing.T) {
 	}
 }
 
+// A process of the node is in no generation's group, and goes with its own.
+func TestOutside(t *testing.T) {
+	t.Parallel()
+	h := realGroups(t)
+	c := exec.Command("sleep", "1000")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Wait()
+	defer c.Process.Kill()
+	if err := h.Outside(c.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := h.List(); err != nil || len(names) > 0 {
+		t.Errorf("groups of generations: %v, %v", names, err)
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Process.Pid))
+	if n := strings.Count(string(b), "/"+h.parent+"/node\n"); err != nil || n != len(h.dirs("x")) {
+		t.Errorf("it is in %d groups of ours: %v\n%s", n, err, b)
+	}
+	if err := h.Outside(1 << 30); err == nil {
+		t.Error("a process that there is not was moved")
+	}
+}
+
 // Creating a group again keeps it and sets the new limits.
 func TestCreateAgain(t *testing.T) {
 	t.Parallel()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/store"
 )
@@ -96,7 +97,7 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, budget int64) (_
 			a.close()
 		}
 	}()
-	ctx, cancel := context.WithTimeoutCause(ctx, captureDeadline(a.estimate), errCaptureDeadline)
+	ctx, cancel := context.WithTimeoutCause(ctx, d.captureDeadline(p, a.estimate), errCaptureDeadline)
 	defer cancel()
 	ev, err := d.call(ctx, p.Build, d.captureRequest(p), a.files...)
 	if e := d.limitCPUs(p.Generation); err == nil {
@@ -116,9 +117,13 @@ func (d *Driver) captureRequest(p engine.Process) wire.Request {
 
 var errCaptureDeadline = errors.New("the deadline of the capture passed")
 
-// captureDeadline grows with the work.
-func captureDeadline(bytes int64) time.Duration {
-	return 20*time.Second + time.Duration(bytes>>30)*10*time.Second
+// captureDeadline grows with the work: the bytes of the guest, and its files,
+// of which there are as many as the engine has memory for. A file is 4 KB of it
+// at least, and up to 45 µs of the pause; the rest is for busy machines.
+func (d *Driver) captureDeadline(p engine.Process, bytes int64) time.Duration {
+	const perGiB, perFile, fileBytes = 10 * time.Second, 200 * time.Microsecond, 4 << 10
+	files := proc.AnonymousMemory(p.PID) / fileBytes
+	return 20*time.Second + time.Duration(bytes>>30)*perGiB + time.Duration(files)*perFile
 }
 
 // arenaFile makes one file of an arena, of memory or unlinked on the data disk

@@ -122,7 +122,7 @@ func New(cfg Config) (*Driver, error) {
 	if err := d.limitAll(); err != nil {
 		return nil, err
 	}
-	d.helpers = newHelpers(cfg.BuildsDir, build)
+	d.helpers = newHelpers(cfg.BuildsDir, build, groups.Outside)
 	return d, nil
 }
 
@@ -344,6 +344,10 @@ func (d *Driver) Leftovers() ([]string, error) {
 	slices.Sort(ids)
 	return ids, nil
 }
+
+// Outside moves a process of the node's, which is to outlive the server, out of
+// the server's control group.
+func (d *Driver) Outside(pid int) error { return d.groups.Outside(pid) }
 
 // Reap implements engine.Driver: stub processes of an engine that died are
 // inherited by the reaper.

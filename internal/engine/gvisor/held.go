@@ -6,17 +6,24 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 )
 
 // held implements engine.Held: the helper that captured and paused the engine
-// waits for one command.
+// waits for one command, and a watchdog sees that the engine does not stay
+// paused when that helper hangs and this server is gone.
 type held struct {
-	*helperProc
-	dec *json.Decoder
+	d        *Driver
+	p        engine.Process
+	helper   *dialog
+	watchdog *dialog  // nil: there is none
+	mark     *os.File // where the helper notes that the engine is paused
 }
 
 // CaptureHeld implements engine.Driver.
@@ -30,15 +37,21 @@ func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, budget int64
 			a.close()
 		}
 	}()
-	// Not bound to a context: killed, it would leave the engine paused.
-	helper, err := d.helpers.get(p.Build, wire.VerbCapture, a.files...)
+	mark, err := d.arenaFile("mark", 1, true, 0)
 	if err != nil {
 		return nil, nil, err
 	}
-	h := &held{helperProc: helper, dec: json.NewDecoder(helper.stdout)}
+	// Not bound to a context: killed, it would leave the engine paused.
+	helper, err := d.helpers.get(p.Build, wire.VerbCapture, append(a.files, mark)...)
+	if err != nil {
+		return nil, nil, errors.Join(err, mark.Close())
+	}
+	deadline := d.captureDeadline(p, a.estimate)
+	h := &held{d: d, p: p, helper: newDialog(helper), mark: mark}
+	h.watch(ctx, limit+deadline, deadline)
 	req := d.captureRequest(p)
 	req.HoldMS = limit.Milliseconds()
-	ev, err := h.exchange(ctx, captureDeadline(a.estimate), req)
+	ev, err := h.helper.exchange(ctx, deadline, req)
 	if e := d.limitCPUs(p.Generation); err == nil {
 		err = e
 	}
@@ -47,14 +60,55 @@ func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, budget int64
 		capt, err = a.captured(ev.Sizes)
 	}
 	if err != nil {
-		h.end() // it resumes the engine when nobody is left to tell it
-		return nil, nil, err
+		return nil, nil, errors.Join(err, h.giveUp(ctx, deadline))
 	}
 	return capt, h, nil
 }
 
+// watch starts the watchdog. A build that has none does without.
+func (h *held) watch(ctx context.Context, limit, patience time.Duration) {
+	start, err := proc.StartTime(h.helper.cmd.Process.Pid)
+	var dog *helperProc
+	if err == nil {
+		dog, err = h.d.helpers.get(h.p.Build, wire.VerbWatch, h.mark)
+	}
+	if err == nil {
+		w := newDialog(dog)
+		_, err = w.exchange(ctx, commandTime, wire.Request{
+			Version: wire.Version, Verb: wire.VerbWatch, Targets: []wire.Target{target(h.p)},
+			Watch: &wire.Watch{
+				PID: h.helper.cmd.Process.Pid, StartTime: start,
+				LimitMS: (limit + commandTime).Milliseconds(), PatienceMS: patience.Milliseconds(),
+			},
+		})
+		if err == nil {
+			h.watchdog = w
+			return
+		}
+		w.end()
+	}
+	h.d.cfg.Log.Warn("no watchdog beside a capture", "generation", h.p.Generation, "error", err)
+}
+
+// dismiss ends the watchdog: from here on only this server acts.
+func (h *held) dismiss(ctx context.Context) {
+	if h.watchdog == nil {
+		return
+	}
+	if _, err := h.watchdog.exchange(ctx, commandTime, wire.Command{ID: 1, Do: wire.Release}); err != nil {
+		_ = h.watchdog.cmd.Process.Kill() // gone already is as good
+	}
+	<-h.watchdog.end()
+	h.watchdog = nil
+}
+
 // Thaw implements engine.Held.
-func (h *held) Thaw(ctx context.Context) error { return h.command(ctx, wire.VerbResume) }
+func (h *held) Thaw(ctx context.Context) error {
+	if err := h.command(ctx, wire.VerbResume); err != nil {
+		return errors.Join(err, h.giveUp(ctx, commandTime))
+	}
+	return nil
+}
 
 // Keep implements engine.Held.
 func (h *held) Keep(ctx context.Context) error { return h.command(ctx, wire.Keep) }
@@ -63,13 +117,47 @@ func (h *held) Keep(ctx context.Context) error { return h.command(ctx, wire.Keep
 const commandTime = 20 * time.Second
 
 func (h *held) command(ctx context.Context, do string) error {
-	_, err := h.exchange(ctx, commandTime, wire.Command{ID: 1, Do: do})
-	h.end()
+	h.dismiss(ctx)
+	if _, err := h.helper.exchange(ctx, commandTime, wire.Command{ID: 1, Do: do}); err != nil {
+		return err
+	}
+	h.helper.end()
+	return h.mark.Close()
+}
+
+// giveUp sees that the engine runs: the helper lets it go on when nobody is left
+// to tell it what to do; one that does not end within the time is killed.
+func (h *held) giveUp(ctx context.Context, patience time.Duration) error {
+	ctx = context.WithoutCancel(ctx)
+	h.dismiss(ctx)
+	ended := h.helper.end()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		_ = h.helper.cmd.Process.Kill() // gone already is as good
+		<-ended
+	}
+	defer h.mark.Close()
+	paused, err := wire.IsPaused(h.mark)
+	if err == nil && paused {
+		ctx, cancel := context.WithTimeout(ctx, commandTime)
+		defer cancel()
+		err = h.d.Resume(ctx, h.p)
+	}
 	return err
 }
 
-// exchange sends a line and waits for one event.
-func (h *held) exchange(ctx context.Context, limit time.Duration, line any) (wire.Event, error) {
+// dialog is a helper that is told several things, one after the other.
+type dialog struct {
+	*helperProc
+	dec *json.Decoder
+}
+
+func newDialog(h *helperProc) *dialog { return &dialog{helperProc: h, dec: json.NewDecoder(h.stdout)} }
+
+// exchange sends a line and waits for one event. A helper that takes too long
+// is killed.
+func (h *dialog) exchange(ctx context.Context, limit time.Duration, line any) (wire.Event, error) {
 	if err := h.send(line); err != nil {
 		return wire.Event{}, err
 	}
@@ -82,6 +170,8 @@ func (h *held) exchange(ctx context.Context, limit time.Duration, line any) (wir
 		var a answer
 		if a.err = h.dec.Decode(&a.ev); a.err == nil {
 			a.err = a.ev.Err()
+		} else {
+			a.err = fmt.Errorf("engine: the helper ended without an answer: %w", a.err)
 		}
 		got <- a
 	}()
@@ -95,8 +185,13 @@ func (h *held) exchange(ctx context.Context, limit time.Duration, line any) (wir
 	}
 }
 
-// end takes leave of the helper.
-func (h *held) end() {
+// end takes leave of the helper; the channel is closed when it has ended.
+func (h *dialog) end() <-chan struct{} {
 	_ = h.stdin.Close() // which ends it
-	go func() { _ = h.wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = h.wait()
+	}()
+	return ended
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -28,8 +29,8 @@ const (
 	// killDelay is how long a helper's streams may stay open after its end.
 	killDelay = 5 * time.Second
 	// standbys is how many helpers of our own build wait for a request: what
-	// one restore takes.
-	standbys = 2
+	// one restore takes, with the capture of what it replaces.
+	standbys = 3
 	// standbyQuiet is how long no helper must have been wanted before standbys
 	// are made again: their start would slow down what they are there to speed up.
 	standbyQuiet = 150 * time.Millisecond
@@ -63,6 +64,7 @@ func (h *helperProc) endWith(ctx context.Context) (undo func() bool) {
 // starting the binary is a good part of a short operation.
 type helpers struct {
 	dir, build string // kept builds, and which of them has standbys
+	outside    func(pid int) error
 	starts     chan func()
 	over       chan struct{} // closed by close
 
@@ -74,8 +76,8 @@ type helpers struct {
 	closed bool
 }
 
-func newHelpers(dir, build string) *helpers {
-	hs := &helpers{dir: dir, build: build, starts: make(chan func()), over: make(chan struct{})}
+func newHelpers(dir, build string, outside func(pid int) error) *helpers {
+	hs := &helpers{dir: dir, build: build, outside: outside, starts: make(chan func()), over: make(chan struct{})}
 	go hs.starter()
 	hs.refill = time.AfterFunc(0, hs.fill)
 	return hs
@@ -179,7 +181,7 @@ func (hs *helpers) startStandby() (*helperProc, error) {
 	}
 	defer null.Close()
 	// The numbers that its descriptors will have are taken from the beginning.
-	h, err := hs.start(hs.build, wire.Standby, []*os.File{theirs, null, null, null})
+	h, err := hs.start(hs.build, wire.Standby, append([]*os.File{theirs}, slices.Repeat([]*os.File{null}, wire.MaxFiles-1)...))
 	if err != nil {
 		return nil, errors.Join(err, ours.Close())
 	}
@@ -224,6 +226,12 @@ func (hs *helpers) start(build, verb string, files []*os.File) (*helperProc, err
 	}
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("engine: helper: %w", err)
+	}
+	// A pager or a watchdog outlives the server, also where all of its control
+	// group is ended.
+	if err := hs.outside(c.Process.Pid); err != nil {
+		_ = h.stdin.Close() // the end of it
+		return nil, errors.Join(err, c.Process.Kill(), h.wait())
 	}
 	return h, nil
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 )
 
+// standbys is how many helpers wait.
+const standbys = 3
+
 // helpersOf are the helpers that run from a build below dir, and what each is
 // by its command line.
 func helpersOf(dir string) map[int]string {
@@ -48,9 +51,9 @@ func TestStandby(t *testing.T) {
 	defer d.Close()
 	waiting := func() map[int]string {
 		var hs map[int]string
-		enginetest.Eventually(t, "two helpers wait", func() bool {
+		enginetest.Eventually(t, "the helpers wait", func() bool {
 			hs = helpersOf(dir)
-			return count(hs, "standby") == 2
+			return count(hs, "standby") == standbys
 		})
 		return hs
 	}
@@ -95,7 +98,7 @@ func TestDeadStandby(t *testing.T) {
 	dir := t.TempDir()
 	d := hostIn(t, dir)
 	defer d.Close()
-	enginetest.Eventually(t, "two helpers wait", func() bool { return count(helpersOf(dir), "standby") == 2 })
+	enginetest.Eventually(t, "the helpers wait", func() bool { return count(helpersOf(dir), "standby") == standbys })
 	for pid := range helpersOf(dir) {
 		p, err := os.FindProcess(pid)
 		if err != nil {

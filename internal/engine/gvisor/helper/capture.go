@@ -57,13 +57,37 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 		return copyState(c, arena, out)
 	}
 	ignoreHangups()
-	if err := steerOne(wire.VerbPause, t); err != nil {
+	p := paused{t: t, mark: os.NewFile(wire.FDMark, "mark")}
+	if err := p.pause(); err != nil {
 		return err
 	}
 	if err := copyState(c, arena, out); err != nil {
-		return errors.Join(err, steerOne(wire.VerbResume, t))
+		return errors.Join(err, p.resume())
 	}
-	return hold(in, out, t, time.Duration(req.HoldMS)*time.Millisecond)
+	return p.hold(in, out, time.Duration(req.HoldMS)*time.Millisecond)
+}
+
+// paused is an engine that this helper pauses, and says so where others see it.
+type paused struct {
+	t    wire.Target
+	mark *os.File
+}
+
+func (p paused) pause() error {
+	if err := steerOne(wire.VerbPause, p.t); err != nil {
+		return err
+	}
+	if err := wire.MarkPaused(p.mark, true); err != nil {
+		return errors.Join(err, steerOne(wire.VerbResume, p.t))
+	}
+	return nil
+}
+
+func (p paused) resume() error {
+	if err := wire.MarkPaused(p.mark, false); err != nil {
+		return err
+	}
+	return steerOne(wire.VerbResume, p.t)
 }
 
 // openTime is more than an engine takes to open the files of an arena.
@@ -126,7 +150,7 @@ func copyState(c *urpc.Client, arena *pager.Arena, out *events) error {
 
 // hold keeps a paused engine until it is told what to do with it. Nobody there
 // to tell, or the limit over, means that it goes on.
-func hold(in *bufio.Reader, out *events, t wire.Target, limit time.Duration) error {
+func (p paused) hold(in *bufio.Reader, out *events, limit time.Duration) error {
 	told := make(chan wire.Command, 1)
 	go func() {
 		cmd, err := readLine[wire.Command](in)
@@ -141,7 +165,7 @@ func hold(in *bufio.Reader, out *events, t wire.Target, limit time.Duration) err
 	case <-time.After(limit):
 	}
 	if cmd.Do != wire.Keep {
-		if err := steerOne(wire.VerbResume, t); err != nil {
+		if err := p.resume(); err != nil {
 			return err
 		}
 	}

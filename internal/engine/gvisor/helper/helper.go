@@ -65,6 +65,7 @@ func Main() int {
 		wire.VerbStart:   steer,
 		wire.VerbPause:   steer,
 		wire.VerbResume:  steer,
+		wire.VerbWatch:   watch,
 	}[req.Verb]
 	if run == nil || len(req.Targets) == 0 {
 		out.done(wire.Event{Error: fmt.Sprintf("helper: request %q with %d targets is not understood", req.Verb, len(req.Targets))})

@@ -13,14 +13,11 @@ import (
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 )
 
-// mostFiles is how many descriptors a verb takes at most.
-const mostFiles = 4
-
 // standby waits until this process is told what it is, and puts the descriptors
 // for it where they belong. It fails with errDismissed when it is not wanted.
 func standby() error {
 	const handoff = 3
-	verb, control := make([]byte, 64), make([]byte, unix.CmsgSpace(4*mostFiles))
+	verb, control := make([]byte, 64), make([]byte, unix.CmsgSpace(4*wire.MaxFiles))
 	n, cn, _, _, err := recvmsg(handoff, verb, control)
 	if err != nil {
 		return fmt.Errorf("helper: standby: %w", err)
@@ -32,7 +29,7 @@ func standby() error {
 	if err != nil {
 		return fmt.Errorf("helper: standby: %w", err)
 	}
-	for i := range mostFiles {
+	for i := range wire.MaxFiles {
 		to := handoff + i
 		if i >= len(fds) {
 			_ = unix.Close(to) // its placeholder, or the socket

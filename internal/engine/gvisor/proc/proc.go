@@ -144,3 +144,22 @@ func Descendants(pid, limit int) (pids []int) {
 	}
 	return pids
 }
+
+// AnonymousMemory is how much memory of its own a process has, in bytes: RssAnon
+// of /proc/PID/status (proc_pid_status(5)); 0 if unknown.
+func AnonymousMemory(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := bytes.Cut(b, []byte("\nRssAnon:"))
+	f := bytes.Fields(rest[:max(0, bytes.IndexByte(rest, '\n'))])
+	if len(f) == 0 {
+		return 0
+	}
+	kb, err := strconv.ParseInt(string(f[0]), 10, 64)
+	if err != nil || kb < 0 {
+		return 0
+	}
+	return kb << 10
+}

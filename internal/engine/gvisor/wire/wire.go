@@ -12,6 +12,9 @@ package wire
 
 import (
 	"errors"
+	"fmt"
+	"io"
+	"os"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/cgroup"
@@ -39,6 +42,12 @@ const (
 	// their pages until all are loaded. Events: EventRunning, EventLoaded,
 	// EventLost per target; EventDone answers each Command on standard input.
 	VerbRestore = "restore"
+	// VerbWatch is the watchdog of a capture with HoldMS, with Request.Watch.
+	// Descriptor: 3 the capture's mark. EventRunning when it watches; a Command
+	// dismisses it, which EventDone answers. When its standard input ends it
+	// waits for the watched helper to end, not longer than it may, and resumes the
+	// engine if that helper left it paused.
+	VerbWatch = "watch"
 	// VerbPause and VerbResume freeze and thaw a generation. One EventDone.
 	VerbPause  = "pause"
 	VerbResume = "resume"
@@ -63,7 +72,34 @@ const (
 	FDMeta   = 4
 	FDPages  = 5
 	FDIDs    = 6
+	FDMark   = 7 // capture with HoldMS: one byte of memory, see MarkPaused
+	MaxFiles = 5 // that any verb takes
+
+	FDWatchMark = 3 // watch
 )
+
+// MarkPaused notes that an engine is paused, after it was, or that it is to go
+// on, before it does: who reads that it is paused may resume it. A helper killed
+// between the two deeds leaves the engine paused and not marked so.
+func MarkPaused(f *os.File, paused bool) error {
+	b := []byte{0}
+	if paused {
+		b[0] = 1
+	}
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return fmt.Errorf("helper: noting that the engine is paused: %w", err)
+	}
+	return nil
+}
+
+// IsPaused reads what MarkPaused noted.
+func IsPaused(f *os.File) (bool, error) {
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], 0); err != nil && !errors.Is(err, io.EOF) {
+		return false, fmt.Errorf("helper: reading whether the engine is paused: %w", err)
+	}
+	return b[0] == 1, nil
+}
 
 // Request is what a helper shall do.
 type Request struct {
@@ -77,9 +113,19 @@ type Request struct {
 	HoldMS  int64         `json:"holdMs,omitempty"` // capture: leave the engine paused, for this long at most
 	Prepare *PrepareExtra `json:"prepare,omitempty"`
 
+	Watch *Watch `json:"watch,omitempty"`
+
 	// Frozen is for capture: applied just before the engine is frozen, for the
 	// server to undo.
 	Frozen *cgroup.Setting `json:"frozen,omitempty"`
+}
+
+// Watch says which helper a watchdog watches, and for how long.
+type Watch struct {
+	PID        int    `json:"pid"`
+	StartTime  uint64 `json:"startTime"`
+	LimitMS    int64  `json:"limitMs"`    // in all
+	PatienceMS int64  `json:"patienceMs"` // once the server is gone
 }
 
 // Memory is what a helper has to know of the machine's.

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helper
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+)
+
+// watch is the watchdog beside a capture that holds its engine: it outlives the
+// server, and sees that the engine goes on when the helper that froze it hangs
+// or dies and nobody else is there. Resuming an engine that is not paused would
+// end it, so it acts only on what the helper has written down (wire.Paused),
+// after that helper is gone.
+func watch(in *bufio.Reader, out *events, req wire.Request) error {
+	signalIgnore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	t, w := req.Targets[0], req.Watch
+	if w == nil {
+		return errors.New("helper: watch without its parameters")
+	}
+	mark := os.NewFile(wire.FDWatchMark, "mark")
+	exited, err := proc.Exited(context.Background(), w.PID, w.StartTime)
+	if err != nil {
+		return err
+	}
+	dismissed := make(chan os.Signal, 1)
+	signal.Notify(dismissed, unix.SIGTERM)
+	told, alone := make(chan wire.Command, 1), make(chan struct{})
+	go func() {
+		cmd, err := readLine[wire.Command](in)
+		if err != nil {
+			close(alone)
+			return
+		}
+		told <- cmd
+	}()
+	out.send(wire.Event{Event: wire.EventRunning})
+	select {
+	case cmd := <-told:
+		out.done(wire.Event{Command: cmd.ID})
+		return nil
+	case <-dismissed:
+		return nil
+	case <-alone:
+		select {
+		case <-exited:
+		case <-dismissed:
+			return nil
+		case <-time.After(time.Duration(w.PatienceMS) * time.Millisecond):
+		}
+	case <-time.After(time.Duration(w.LimitMS) * time.Millisecond):
+	}
+	return takeOver(t, w, mark, exited)
+}
+
+// takeOver ends the watched helper and lets the engine go on if that left it
+// paused.
+func takeOver(t wire.Target, w *wire.Watch, mark *os.File, exited <-chan struct{}) error {
+	if proc.Alive(w.PID, w.StartTime) {
+		_ = unix.Kill(w.PID, unix.SIGKILL) // gone is as good
+	}
+	<-exited
+	paused, err := wire.IsPaused(mark)
+	if err != nil || !paused {
+		return err
+	}
+	if err := wire.MarkPaused(mark, false); err != nil { // first: never twice
+		return err
+	}
+	if err := steerOne(wire.VerbResume, t); err != nil {
+		return fmt.Errorf("helper: the watchdog: %w", err)
+	}
+	return nil
+}
