@@ -54,6 +54,7 @@ test-long: build ## the same code with larger counts
 
 bench: build ## benchmarks beside the bare engine, as a table
 	@OC_BIN=$(CURDIR)/$(OC) go run ./bench $(ARGS)
+	@OC_BIN=$(CURDIR)/$(OC) go test -run '^$$' -bench . -benchtime 15x ./internal/engine/gvisor
 
 lint: setup ## gofmt, vet, golangci-lint, shellcheck
 	@tools/lint

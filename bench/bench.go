@@ -37,20 +37,21 @@ type scene struct {
 // measure is one kind of measurement; it adds rows.
 type measure struct {
 	name     string
-	once     bool // does not depend on the workload: measured idle only
+	workload string // the only one that it is measured with; "" = each
 	function func(*bench, context.Context, *scene) error
 }
 
 // measures are all there are, in the order of the table.
 func measures() []measure {
 	return []measure{
-		{"create", true, (*bench).create},
-		{"exec", true, (*bench).exec},
-		{"checkpoint", false, (*bench).checkpoint},
-		{"restore", false, (*bench).restore},
-		{"spawn", false, (*bench).spawn},
-		{"spawn16", false, (*bench).spawnMany},
-		{"memory", false, (*bench).memory},
+		{"create", idle.name, (*bench).create},
+		{"exec", idle.name, (*bench).exec},
+		{"checkpoint", "", (*bench).checkpoint},
+		{"restore", "", (*bench).restore},
+		{"spawn", "", (*bench).spawn},
+		{"spawn16", "", (*bench).spawnMany},
+		{"memory", "", (*bench).memory},
+		{"spawn100", small.name, (*bench).spawnHundred},
 	}
 }
 
@@ -69,7 +70,7 @@ func (b *bench) runWorkload(ctx context.Context, w workload) (err error) {
 	sc := &scene{load: w}
 	defer func() { err = errors.Join(err, b.clear(context.WithoutCancel(ctx), sc)) }()
 	for _, m := range measures() {
-		if !b.opts.wants(m.name) || m.once && w != idle {
+		if !b.opts.wants(m.name) || m.workload != "" && m.workload != w.name {
 			continue
 		}
 		start := time.Now()

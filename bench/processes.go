@@ -35,8 +35,8 @@ func processesOf(dir string) ([]int, error) {
 			continue
 		}
 		parents[pid], _ = strconv.Atoi(f[1])
-		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // gone: names nothing
-		if _, known := wanted[pid]; !known && bytes.Contains(line, []byte(dir)) {
+		line, _ := commandLine(pid) // gone: names nothing
+		if _, known := wanted[pid]; !known && strings.Contains(line, dir) {
 			wanted[pid] = true
 		}
 	}
@@ -52,6 +52,12 @@ func processesOf(dir string) ([]int, error) {
 		}
 	}
 	return found, nil
+}
+
+// commandLine is that of a process, with a zero byte behind each argument.
+func commandLine(pid int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return string(b), err
 }
 
 // endLeftovers kills the processes of dir that are still there and says so: what

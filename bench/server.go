@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +32,7 @@ type server struct {
 	binary string
 	dir    string // data and home are below
 	cmd    *exec.Cmd
+	out    *os.File // its log
 	ended  chan error
 	client *client.Client
 }
@@ -45,19 +47,42 @@ func startServer(ctx context.Context, binary, dir string) (*server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
-	defer log.Close()
-	// Not bound to ctx: an interrupted benchmark still needs it to clean up.
-	s.cmd = exec.Command(binary, "serve", "--data-dir", s.data(), "--listen", "127.0.0.1:0")
-	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env(), log, log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is ours alone
-	if err := s.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("server: %w", err)
-	}
-	go func() { s.ended <- s.cmd.Wait() }()
-	if s.client, err = s.connect(ctx); err != nil {
-		return nil, errors.Join(err, s.stop())
+	s.out = log
+	if err := s.start(ctx, "127.0.0.1:0"); err != nil {
+		return nil, errors.Join(err, s.out.Close())
 	}
 	return s, nil
+}
+
+// start starts the process.
+func (s *server) start(ctx context.Context, listen string, flags ...string) (err error) {
+	// Not bound to ctx: an interrupted benchmark still needs it to clean up.
+	s.cmd = exec.Command(s.binary, append([]string{"serve", "--data-dir", s.data(), "--listen", listen}, flags...)...)
+	s.cmd.Env, s.cmd.Stdout, s.cmd.Stderr = s.env(), s.out, s.out
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is ours alone
+	if err := s.cmd.Start(); err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	go func(c *exec.Cmd) { s.ended <- c.Wait() }(s.cmd)
+	if s.client, err = s.connect(ctx); err != nil {
+		return errors.Join(err, s.stop())
+	}
+	return nil
+}
+
+// restart ends the server, not its sandboxes, and starts it with other flags.
+func (s *server) restart(ctx context.Context, flags ...string) error {
+	u, err := url.Parse(s.client.BaseURL())
+	if err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	if err := <-s.ended; err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	return s.start(ctx, u.Host, flags...)
 }
 
 func (s *server) data() string    { return filepath.Join(s.dir, "data") }
@@ -82,15 +107,16 @@ func (s *server) connect(ctx context.Context) (*client.Client, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, serverStart, errors.New("the server did not answer in time"))
 	defer cancel()
 	for {
-		if c, err := s.try(ctx); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return c, err
+		c, err := s.try(ctx)
+		if err == nil {
+			return c, nil
 		}
 		select {
 		case err := <-s.ended:
 			s.ended <- err
 			return nil, fmt.Errorf("the server ended: %w: %s", err, s.log())
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %s", context.Cause(ctx), s.log())
+			return nil, fmt.Errorf("%w: %w: %s", context.Cause(ctx), err, s.log())
 		case <-time.After(serverPoll):
 		}
 	}

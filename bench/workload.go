@@ -22,6 +22,9 @@ const filesDir = "/bench-files"
 // idle is the workload of the measures that need no other.
 var idle = workload{name: "idle"}
 
+// small is the workload of the measure of many spawns.
+var small = workload{name: "64 MiB", mib: 64}
+
 // parseWorkloads understands a list such as "idle,64,1024,30000f": mebibytes
 // of random memory, or a number of files.
 func parseWorkloads(list string) ([]workload, error) {
