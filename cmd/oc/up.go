@@ -29,6 +29,8 @@ const (
 	// downTimeout bounds how long it may take to end.
 	downTimeout = 60 * time.Second
 	waitPoll    = 20 * time.Millisecond
+	// healthTimeout bounds one question whether it answers.
+	healthTimeout = 5 * time.Second
 )
 
 func upCommand() *cobra.Command {
@@ -52,7 +54,9 @@ server.log in the data directory.`,
 
 func up(cmd *cobra.Command, s node.Settings) error {
 	out := cmd.OutOrStdout()
-	if i, err := node.FindInstance(s.DataDir); err != nil || i != nil {
+	ctx, cancel := context.WithTimeout(cmd.Context(), upTimeout)
+	defer cancel()
+	if i, err := answering(ctx, s.DataDir); err != nil || i != nil {
 		if err == nil {
 			fmt.Fprintf(out, "OpenComputer is up already: %s (pid %d)\n", i.APIURL, i.PID)
 		}
@@ -82,8 +86,6 @@ func up(cmd *cobra.Command, s node.Settings) error {
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- c.Wait() }()
-	ctx, cancel := context.WithTimeout(cmd.Context(), upTimeout)
-	defer cancel()
 	i, err := waitHealthy(ctx, s.DataDir, exited)
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the server did not come up: %s", logSince(logFile, began)).WithHint("see %s", logPath)
@@ -98,16 +100,38 @@ func up(cmd *cobra.Command, s node.Settings) error {
 	return nil
 }
 
+// answering gives the server of the data directory when it answers, or nil when
+// there is none: one that was killed is seen for a while as it dies.
+func answering(ctx context.Context, dataDir string) (*node.Instance, error) {
+	for {
+		i, err := node.FindInstance(dataDir)
+		if err != nil || i == nil || healthy(ctx, i) {
+			return i, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "the server with pid %d does not answer", i.PID).
+				WithHint("see server.log in %s, or end it with `oc down`", dataDir)
+		case <-time.After(waitPoll):
+		}
+	}
+}
+
+func healthy(ctx context.Context, i *node.Instance) bool {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	c, err := client.New(i.APIURL, "")
+	if err == nil {
+		_, err = c.Health(ctx)
+	}
+	return err == nil
+}
+
 // waitHealthy waits until the server of the data directory answers.
 func waitHealthy(ctx context.Context, dataDir string, exited <-chan error) (*node.Instance, error) {
 	for {
-		if i, err := node.FindInstance(dataDir); err == nil && i != nil {
-			c, err := client.New(i.APIURL, "")
-			if err == nil {
-				if _, err = c.Health(ctx); err == nil {
-					return i, nil
-				}
-			}
+		if i, err := node.FindInstance(dataDir); err == nil && i != nil && healthy(ctx, i) {
+			return i, nil
 		}
 		select {
 		case err := <-exited:

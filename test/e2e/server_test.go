@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/test/harness"
@@ -215,4 +217,27 @@ func TestDataDirectoryCanMove(t *testing.T) {
 	fresh := create(t, moved)
 	fresh.restore(next)
 	fresh.countOn(10)
+}
+
+// TestUpWhileTheServerDies starts a server beside one that is there and does not
+// answer any more: it is waited for, and replaced when it is gone.
+func TestUpWhileTheServerDies(t *testing.T) {
+	t.Parallel()
+	s := ownServer(t, "", nil)
+	old := running(s, "serve")[0]
+	must(t, syscall.Kill(old, syscall.SIGSTOP))
+	done := make(chan error, 1)
+	go func() { done <- s.Up(context.WithoutCancel(t.Context())) }()
+	await(t, "another oc looks for the server", func() bool { return len(running(s, "up")) == 1 })
+	select {
+	case err := <-done:
+		t.Errorf("a server that does not answer is up: %v", err)
+	case <-time.After(time.Second):
+	}
+	must(t, syscall.Kill(old, syscall.SIGKILL))
+	must(t, <-done)
+	if now := running(s, "serve"); len(now) != 1 || now[0] == old {
+		t.Errorf("servers %v, before %d", now, old)
+	}
+	oc(t, s, "ls")
 }
