@@ -54,6 +54,38 @@ func TestThousandCommands(t *testing.T) {
 	}
 }
 
+// A run is a session without input, followed from its first byte to its end,
+// however often it is asked for; what cannot be started is an exit or an error
+// as with a start.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	c := b.client("t1")
+	req := agentclient.StartRequest{Key: "k", Argv: []string{"sh", "-c", "cat; echo out; echo err >&2; exit 3"}, Hold: true}
+	var ids []string
+	for range 2 {
+		out, err := c.Run(deadline(t), req)
+		must(t, err)
+		ids = append(ids, out.Session.ID)
+		o := drain(t, out)
+		if string(o.stdout) != "out\n" || string(o.stderr) != "err\n" || o.exit.Code != 3 || o.replayEnds != 1 || out.From != 0 {
+			t.Errorf("%+v from %d", o, out.From)
+		}
+		must(t, out.Close())
+	}
+	if ids[0] != ids[1] {
+		t.Errorf("one key, sessions %v", ids)
+	}
+	out, err := c.Run(deadline(t), agentclient.StartRequest{Argv: []string{"no-such-program"}})
+	must(t, err)
+	if o := drain(t, out); o.exit.Code != 127 {
+		t.Errorf("%+v", o)
+	}
+	if _, err := c.Run(deadline(t), agentclient.StartRequest{Argv: []string{"true"}, Cwd: "/nowhere"}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a directory that there is not: %v", err)
+	}
+}
+
 func TestExits(t *testing.T) {
 	// What this process was started with is inherited (nohup, a shell's "&").
 	signals := []string{"grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"}

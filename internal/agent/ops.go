@@ -26,6 +26,8 @@ func (a *Agent) call(c *call, req wire.RequestBody) (any, error) {
 			}
 			return s.info(), nil
 		})
+	case wire.OpExecRun:
+		return with(req, func(r wire.StartRequest) (any, error) { return a.run(c, r) })
 	case wire.OpExecInfo:
 		return a.onSession(req, func(s *session) (any, error) { return s.info(), nil })
 	case wire.OpExecList:
@@ -107,6 +109,20 @@ func (a *Agent) onSession(req wire.RequestBody, f func(*session) (any, error)) (
 		}
 		return f(s)
 	})
+}
+
+// run starts a session without input and attaches to it.
+func (a *Agent) run(c *call, req wire.StartRequest) (any, error) {
+	s, err := a.startSession(req)
+	if err != nil {
+		return nil, err
+	}
+	if s.in != nil {
+		if err := s.in.close(c.ctx); err != nil {
+			return nil, err
+		}
+	}
+	return a.attach(c, wire.AttachArgs{Session: s.id})
 }
 
 // attach streams a session's output: what is kept from the place asked for, a

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/opencomputer/oc/internal/agent/wire"
@@ -30,7 +31,8 @@ type Client struct {
 	done chan struct{}  // closed when the connection has failed or was closed
 	wg   sync.WaitGroup // the goroutines
 
-	greeting sync.Mutex // held during a Hello
+	greeting sync.Mutex   // held during a Hello
+	version  atomic.Int64 // of the protocol, that both sides speak
 
 	mu      sync.Mutex
 	err     error // why done is closed
@@ -120,6 +122,7 @@ func (c *Client) Hello(ctx context.Context, req HelloRequest) (HelloReply, error
 	}
 	select {
 	case a := <-ack:
+		c.version.Store(int64(min(a.Version, wire.Version)))
 		return a, checkVersion(a)
 	case <-ctx.Done():
 		return HelloReply{}, c.unreachable(ctx, ctx.Err())

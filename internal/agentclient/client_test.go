@@ -128,7 +128,7 @@ func TestStalePacketsBeforeTheAck(t *testing.T) {
 
 func TestIncompatibleAgent(t *testing.T) {
 	t.Parallel()
-	for _, v := range [][2]int{{0, 0}, {9, 2}} {
+	for _, v := range [][2]int{{0, 0}, {wire.Version + 7, wire.Version + 1}} {
 		c, f := pair(t, false)
 		go func() {
 			var h wire.HelloBody
@@ -137,6 +137,44 @@ func TestIncompatibleAgent(t *testing.T) {
 		}()
 		if _, err := c.Hello(t.Context(), HelloRequest{}); !fault.Is(err, fault.Conflict) {
 			t.Errorf("%v: %v", v, err)
+		}
+	}
+}
+
+// A run on an agent of the first protocol is a start, a close and an attach.
+func TestRunOnAnOldAgent(t *testing.T) {
+	t.Parallel()
+	c, f := pair(t, true) // version 1
+	go func() {
+		for _, op := range []wire.Op{wire.OpExecStart, wire.OpExecClose, wire.OpExecAttach} {
+			p := f.recv()
+			var req wire.RequestBody
+			if err := wire.Unmarshal(p.Payload, &req); err != nil || req.Op != op {
+				t.Errorf("%s, want %s: %v", req.Op, op, err)
+			}
+			if op == wire.OpExecAttach {
+				f.sendJSON(wire.Accept, p.ID, wire.AttachAccept{Session: wire.SessionInfo{ID: "es-1"}})
+				_ = f.send(wire.AppendReplayEnd(nil, p.ID, 0))
+				f.sendJSON(wire.Reply, p.ID, wire.ReplyBody{Result: json.RawMessage(`{"code":7}`)})
+				continue
+			}
+			f.sendJSON(wire.Reply, p.ID, wire.ReplyBody{Result: json.RawMessage(`{"id":"es-1"}`)})
+		}
+	}()
+	out, err := c.Run(t.Context(), StartRequest{Argv: []string{"x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		ev, err := out.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ev.Kind == EventExit {
+			if ev.Exit.Code != 7 {
+				t.Errorf("%+v", ev.Exit)
+			}
+			return
 		}
 	}
 }

@@ -146,14 +146,42 @@ type Output struct {
 
 // Attach begins to read a session's output. The Output must be closed.
 func (c *Client) Attach(ctx context.Context, id string, from From) (*Output, error) {
-	k, err := c.begin(ctx, wire.OpExecAttach, wire.Output, wire.AttachArgs{
+	return c.output(ctx, wire.OpExecAttach, wire.AttachArgs{
 		Session: id, From: from.Place, Offset: from.Offset, Timeline: from.Timeline,
 	})
+}
+
+// Run is Start, CloseStdin and Attach from the beginning, in one round trip where
+// the agent knows how. The request's Key makes a repeated call give the session
+// of the first.
+func (c *Client) Run(ctx context.Context, req StartRequest) (*Output, error) {
+	if req.Key == "" {
+		req.Key = rand.Text()
+	}
+	const since = 2 // version of the protocol
+	if c.version.Load() >= since {
+		return c.output(ctx, wire.OpExecRun, req)
+	}
+	s, err := c.Start(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.CloseStdin(ctx, s.ID); err != nil {
+		return nil, err
+	}
+	return c.Attach(ctx, s.ID, From{Place: wire.FromScrollback})
+}
+
+// output begins a call that reads a session's output.
+func (c *Client) output(ctx context.Context, op wire.Op, args any) (*Output, error) {
+	k, err := c.begin(ctx, op, wire.Output, args)
 	if err != nil {
 		return nil, err
 	}
 	var acc wire.AttachAccept
-	if err := k.accept(ctx, &acc); err != nil {
+	prompt, cancel := context.WithTimeout(ctx, promptTime)
+	defer cancel()
+	if err := k.accept(prompt, &acc); err != nil {
 		return nil, err
 	}
 	if err := checkSession(&acc.Session); err != nil || acc.From < 0 || acc.Missing < 0 {

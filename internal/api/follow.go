@@ -35,6 +35,7 @@ type follower struct {
 	orgID, sandboxID, sessionID string
 	from                        agentclient.From // where to begin
 	known                       bool             // the session did exist
+	start                       *starter         // instead of sessionID: it is yet to be started
 
 	lease    *sandbox.Lease
 	out      *agentclient.Output
@@ -56,10 +57,15 @@ func (f *follower) open(ctx context.Context) error {
 			return err
 		}
 		bounded, cancel := whileCurrent(ctx, lease)
-		out, err := lease.Agent.Attach(bounded, f.sessionID, from)
+		var out *agentclient.Output
+		if f.sessionID == "" {
+			out, err = f.start.run(bounded, lease)
+		} else {
+			out, err = lease.Agent.Attach(bounded, f.sessionID, from)
+		}
 		cancel()
 		if err == nil {
-			f.lease, f.out = lease, out
+			f.lease, f.out, f.sessionID = lease, out, out.Session.ID
 			return nil
 		}
 		replaced := fault.Is(err, fault.Unavailable) && changed(ctx, lease)
@@ -73,6 +79,18 @@ func (f *follower) open(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// starter says what session to start, without input.
+type starter struct {
+	req  wire.StartRequest
+	envs map[string]string // over the sandbox's
+}
+
+func (r *starter) run(ctx context.Context, lease *sandbox.Lease) (*agentclient.Output, error) {
+	req := r.req
+	req.Env = environment(lease.Sandbox.Envs, r.envs)
+	return lease.Agent.Run(ctx, req)
 }
 
 // close detaches.

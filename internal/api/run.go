@@ -35,11 +35,11 @@ func (s *Server) runAsyncRoutes() {
 	typed(s, "GET /api/sandboxes/{id}/exec/{session}/result", "The result of a run-async", http.StatusOK, s.runResult)
 }
 
-// startRun starts a run: without input, with a bound in time, its output kept by
-// the agent. A command without arguments is a shell's line.
-func (s *Server) startRun(ctx context.Context, sandboxID string, b *client.ExecRequest) (wire.SessionInfo, error) {
+// runOf says how to start a run: with a bound in time, its output kept by the
+// agent. A command without arguments is a shell's line.
+func runOf(b *client.ExecRequest) (wire.StartRequest, error) {
 	if err := checkExec(b); err != nil {
-		return wire.SessionInfo{}, err
+		return wire.StartRequest{}, err
 	}
 	argv := append([]string{b.Cmd}, b.Args...)
 	if len(b.Args) == 0 {
@@ -49,11 +49,19 @@ func (s *Server) startRun(ctx context.Context, sandboxID string, b *client.ExecR
 	if timeout == 0 {
 		timeout = runTimeout
 	}
-	info, err := s.startSession(ctx, sandboxID, wire.StartRequest{
+	return wire.StartRequest{
 		Key: first(b.Key, newID(16)), Argv: argv,
 		Cwd: b.Cwd, User: b.User, Timeout: float64(timeout), Output: maxCapture, Hold: true,
-	}, b.Envs)
+	}, nil
+}
+
+// startRun starts a run, without input, that is followed later.
+func (s *Server) startRun(ctx context.Context, sandboxID string, b *client.ExecRequest) (info wire.SessionInfo, err error) {
+	req, err := runOf(b)
 	if err != nil {
+		return info, err
+	}
+	if info, err = s.startSession(ctx, sandboxID, req, b.Envs); err != nil {
 		return info, err
 	}
 	err = s.withAgent(ctx, sandboxID, func(ctx context.Context, lease *sandbox.Lease) error {
@@ -66,11 +74,13 @@ func (s *Server) startRun(ctx context.Context, sandboxID string, b *client.ExecR
 }
 
 func (s *Server) runExec(ctx context.Context, in *execInput) (client.ExecResult, error) {
-	info, err := s.startRun(ctx, in.ID, &in.Body)
+	req, err := runOf(&in.Body)
 	if err != nil {
 		return client.ExecResult{}, err
 	}
-	return s.collect(ctx, in.ID, info.ID)
+	c := &capture{}
+	err = s.follow(ctx, &follower{sandboxID: in.ID, start: &starter{req: req, envs: in.Body.Envs}}, c)
+	return c.result(), err
 }
 
 // collect follows a session that exists from its beginning to its end and gives what it
@@ -83,7 +93,12 @@ func (s *Server) collect(ctx context.Context, sandboxID, sessionID string) (clie
 
 // followTo follows a session, which may be known to have existed, to its end.
 func (s *Server) followTo(ctx context.Context, sandboxID, sessionID string, from wire.From, known bool, dst sink) error {
-	f := &follower{s: s, orgID: orgOf(ctx), sandboxID: sandboxID, sessionID: sessionID, from: agentclient.From{Place: from}, known: known}
+	return s.follow(ctx, &follower{sandboxID: sandboxID, sessionID: sessionID, from: agentclient.From{Place: from}, known: known}, dst)
+}
+
+// follow has a follower follow its session to the end.
+func (s *Server) follow(ctx context.Context, f *follower, dst sink) error {
+	f.s, f.orgID = s, orgOf(ctx)
 	if err := f.open(ctx); err != nil {
 		return err
 	}

@@ -70,6 +70,7 @@ type Op string
 // Reply). Attach is a download with Output and ReplayEnd in place of Data.
 const (
 	OpExecStart   Op = "exec.start"   // unary: StartRequest, SessionInfo
+	OpExecRun     Op = "exec.run"     // StartRequest, AttachAccept, Exit: start, close and attach in one; version 2
 	OpExecInfo    Op = "exec.info"    // unary: SessionArgs, SessionInfo
 	OpExecList    Op = "exec.list"    // download: rows of SessionInfo
 	OpExecAttach  Op = "exec.attach"  // AttachArgs, AttachAccept, Exit

@@ -12,7 +12,7 @@ import (
 // Protocol versions. Two sides can talk if each one's Version is at least the
 // other's MinVersion.
 const (
-	Version    = 1
+	Version    = 2 // 2 added exec.run
 	MinVersion = 1
 )
 
