@@ -144,12 +144,10 @@ type Driver interface {
 	// Build is the hash of the kept build that new generations run from.
 	Build() string
 	// Prepare makes the engine process of a generation, in which nothing runs
-	// yet: it waits for Run or Restore.
+	// yet: it waits for Restore.
 	Prepare(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
-	// Run starts the agent in a prepared process.
-	Run(ctx context.Context, p Process) error
-	// Start is Prepare and Run in one step: it runs a fresh generation whose
-	// PID 1 is the agent, its stdin the given socket.
+	// Start runs a fresh generation whose PID 1 is the agent, its stdin the given
+	// socket.
 	Start(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
 	// Capture freezes the generation, copies its state and thaws it. It first
 	// waits until a generation that is still loading has loaded. budget bounds

@@ -79,15 +79,12 @@ func (s *Service) startIn(ctx context.Context, sb meta.Sandbox, sd *seed) (_ *Ru
 		}
 	}()
 	proc := sd.prepared
-	if proc.PID != 0 {
-		err = s.cfg.Engine.Run(ctx, proc)
-	} else {
-		proc, err = s.cfg.Engine.Start(ctx, sd.spec, sd.guest)
+	if proc.PID == 0 {
+		if proc, err = s.cfg.Engine.Start(ctx, sd.spec, sd.guest); err != nil {
+			return nil, err
+		}
+		sd.started()
 	}
-	if err != nil {
-		return nil, err
-	}
-	sd.started()
 	return s.greet(ctx, sb, sd, proc)
 }
 

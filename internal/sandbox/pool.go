@@ -13,7 +13,8 @@ import (
 )
 
 // pool keeps engine processes prepared, which is most of the work of a create
-// or spawn. What is fixed when a process is prepared is its key; members are
+// or spawn: for a create with the agent started in them, for a restore or spawn
+// without. What is fixed when a process is prepared is its key; members are
 // made after demand for their key, and go when they get old. A member has a
 // row (without a sandbox), a cgroup and a keeper entry like any generation.
 type pool struct {
@@ -35,6 +36,7 @@ type poolKey struct {
 	build string
 	image string // hash
 	shape engine.Shape
+	agent bool // it has been started
 }
 
 const (
@@ -161,8 +163,11 @@ func (p *pool) make(ctx context.Context, key poolKey, img Image) (_ *seed, err e
 	if err != nil {
 		return nil, err
 	}
-	sd.prepared, err = p.s.cfg.Engine.Prepare(ctx, sd.spec, sd.guest)
-	if err != nil {
+	bringUp := p.s.cfg.Engine.Prepare
+	if key.agent {
+		bringUp = p.s.cfg.Engine.Start
+	}
+	if sd.prepared, err = bringUp(ctx, sd.spec, sd.guest); err != nil {
 		sd.close()
 		return nil, errors.Join(err, p.s.discard(ctx, sd.gen))
 	}

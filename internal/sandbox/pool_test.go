@@ -5,6 +5,7 @@ package sandbox_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencomputer/oc/internal/meta"
@@ -75,10 +76,11 @@ func TestPoolCannotBeFilled(t *testing.T) {
 	w := sandboxtest.New(t)
 	s := serve(t, w, func(c *sandbox.Config) { c.PoolSize = 2 })
 	tried := make(chan struct{}, 100)
+	var starts atomic.Int32
 	w.Engine.Hook(func(_ context.Context, step, _ string) error {
-		if step == sandboxtest.Prepare {
+		if step == sandboxtest.Start && starts.Add(1) == 2 { // the first is the sandbox's
 			tried <- struct{}{}
-			return errors.New("cannot prepare")
+			return errors.New("cannot start")
 		}
 		return nil
 	})
@@ -89,9 +91,9 @@ func TestPoolCannotBeFilled(t *testing.T) {
 	w.Exactly(t, a.GenerationID, b.GenerationID)
 }
 
-// A prepared engine that cannot be started fails its create, and nothing is
-// left of it.
-func TestPoolMemberDoesNotStart(t *testing.T) {
+// A create takes an engine of the pool as it is, with its agent; one that is not
+// there and cannot be started fails its create, and nothing is left of it.
+func TestPoolMemberNeedsNoStart(t *testing.T) {
 	t.Parallel()
 	w := sandboxtest.New(t)
 	s := serve(t, w, func(c *sandbox.Config) { c.PoolSize = 1 })
@@ -107,9 +109,10 @@ func TestPoolMemberDoesNotStart(t *testing.T) {
 		}
 		return nil
 	})
+	b := create(t, w, s, sandbox.CreateRequest{})
 	if _, err := s.Create(t.Context(), w.Org, sandbox.CreateRequest{}); !errors.Is(err, errStart) {
 		t.Errorf("create: %v", err)
 	}
 	s.Close()
-	w.Exactly(t, a.GenerationID)
+	w.Exactly(t, a.GenerationID, b.GenerationID)
 }

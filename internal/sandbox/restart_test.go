@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencomputer/oc/internal/agentclient"
+	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
@@ -59,6 +60,20 @@ func TestAdoption(t *testing.T) {
 	w.Empty(t)
 }
 
+// gone waits until the engine of a generation that was killed has ended.
+func gone(t *testing.T, w *sandboxtest.World, generation string) {
+	t.Helper()
+	gen, err := w.Meta.Generation(t.Context(), generation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := engine.DecodeProcess(gen.Process)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sandboxtest.Eventually(t, "the engine has ended", func() bool { return !w.Engine.Alive(p) })
+}
+
 // Whatever an earlier server left half made is gone after the start of the
 // next one; what it had finished is there.
 func TestRecovery(t *testing.T) {
@@ -72,6 +87,7 @@ func TestRecovery(t *testing.T) {
 	if err := w.Engine.Kill(dead.GenerationID); err != nil { // died while no server ran
 		t.Fatal(err)
 	}
+	gone(t, w, dead.GenerationID)
 	// A create that had got as far as its row, and one as far as its process.
 	rowOnly := meta.Sandbox{OrgID: w.Org, State: meta.SandboxPending}
 	half := meta.Sandbox{OrgID: w.Org, State: meta.SandboxPending}
@@ -142,7 +158,10 @@ func TestAdoptionWithoutItsChannel(t *testing.T) {
 			return errRecover
 		}
 	})
-	sandboxtest.Eventually(t, "the lost one has ended", func() bool { return state(t, w, lost.ID).State == meta.SandboxError })
+	sandboxtest.Eventually(t, "the lost one has ended, and is gone", func() bool {
+		_, err := w.Meta.Generation(t.Context(), lost.GenerationID) // its row goes last
+		return state(t, w, lost.ID).State == meta.SandboxError && fault.Is(err, fault.NotFound)
+	})
 	if row := state(t, w, lost.ID); asked.Load() != 1 || row.State != meta.SandboxError || !strings.Contains(row.Reason, errRecover.Error()) {
 		t.Errorf("asked %d times, then %s: %s", asked.Load(), row.State, row.Reason)
 	}

@@ -60,7 +60,7 @@ type seed struct {
 	spec     engine.Spec
 	host     *os.File
 	guest    *os.File
-	prepared engine.Process // its engine process; the zero value: none yet
+	prepared engine.Process // its engine process, of the pool; the zero value: none yet
 	born     time.Time      // when a pool member was prepared
 }
 
@@ -94,7 +94,7 @@ func (s *Service) sowFor(ctx context.Context, sb meta.Sandbox, img Image, checkp
 
 // takePooled makes a member of the pool the sandbox's; nil where there is none.
 func (s *Service) takePooled(ctx context.Context, sb meta.Sandbox, img Image, build, checkpoint string) (*seed, error) {
-	sd := s.pool.take(poolKey{build: build, image: img.Hash, shape: s.cfg.Limits.shape(sb)}, img)
+	sd := s.pool.take(poolKey{build: build, image: img.Hash, shape: s.cfg.Limits.shape(sb), agent: checkpoint == ""}, img)
 	if sd == nil {
 		return nil, nil
 	}

@@ -122,7 +122,7 @@ var victims = map[string][]string{
 	"server":            {" serve"},
 	"keeper":            {" keeper"},
 	"server and keeper": {" serve", " keeper"},
-	"helper":            {"engine-helper prepare", "engine-helper capture", "engine-helper pause", "engine-helper resume", "engine-helper start", "engine-helper watch", "engine-helper standby"},
+	"helper":            {"engine-helper prepare", "engine-helper capture", "engine-helper pause", "engine-helper resume", "engine-helper watch", "engine-helper standby"},
 	"pager":             {"engine-helper restore"},
 }
 

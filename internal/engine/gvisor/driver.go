@@ -240,14 +240,6 @@ func (d *Driver) Prepare(ctx context.Context, s engine.Spec, stdin *os.File) (en
 	return d.prepare(ctx, d.build, s, stdin, false)
 }
 
-// Run implements engine.Driver.
-func (d *Driver) Run(ctx context.Context, p engine.Process) error {
-	if err := d.control(ctx, p, wire.VerbStart); err != nil {
-		return err
-	}
-	return d.limitCPUs(p.Generation)
-}
-
 // Start implements engine.Driver.
 func (d *Driver) Start(ctx context.Context, s engine.Spec, stdin *os.File) (engine.Process, error) {
 	return d.prepare(ctx, d.build, s, stdin, true)

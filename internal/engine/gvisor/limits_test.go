@@ -98,22 +98,6 @@ func TestCPULimitIsTheGuests(t *testing.T) {
 	_, clones := restore(t, dir, g, 1)
 	limit("restored,", clones[0].Generation, 1)
 
-	spec := enginetest.Spec(t, enginetest.Shape())
-	_, guest := enginetest.Pair(t)
-	p, err := host.Prepare(t.Context(), spec, guest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := host.Destroy(context.Background(), p); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := host.Run(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
-	limit("run,", spec.Generation, 1)
-
 	// A server that dies in the middle of a capture leaves it lifted.
 	if err := groups.CPUs(g.Generation, 0).Apply(); err != nil {
 		t.Fatal(err)

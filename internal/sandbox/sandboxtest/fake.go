@@ -151,14 +151,6 @@ func (e *Engine) Prepare(ctx context.Context, spec engine.Spec, stdin *os.File) 
 	return p, syscall.Kill(p.PID, syscall.SIGSTOP)
 }
 
-// Run implements engine.Driver.
-func (e *Engine) Run(ctx context.Context, p engine.Process) error {
-	if err := e.step(ctx, Start, p.Generation); err != nil {
-		return err
-	}
-	return syscall.Kill(p.PID, syscall.SIGCONT)
-}
-
 // Kill implements engine.Driver; for a test it is the death of an engine.
 func (e *Engine) Kill(generation string) error {
 	e.mu.Lock()

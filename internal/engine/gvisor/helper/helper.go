@@ -62,7 +62,6 @@ func Main() int {
 		wire.VerbPrepare: prepare,
 		wire.VerbCapture: capture,
 		wire.VerbRestore: restore,
-		wire.VerbStart:   steer,
 		wire.VerbPause:   steer,
 		wire.VerbResume:  steer,
 		wire.VerbWatch:   watch,
@@ -142,10 +141,6 @@ func steerOne(verb string, t wire.Target) error {
 		err = c.Call(boot.ContMgrPause, nil, nil)
 	case wire.VerbResume:
 		err = c.Call(boot.ContMgrResume, nil, nil)
-	case wire.VerbStart:
-		if err = loopback(c, false); err == nil {
-			err = c.Call(boot.ContMgrRootContainerStart, &t.Generation, nil)
-		}
 	}
 	if err != nil {
 		return fmt.Errorf("engine: %s: %w", verb, err)
@@ -153,10 +148,11 @@ func steerOne(verb string, t wire.Target) error {
 	return nil
 }
 
-// loopback gives an engine its network: its own stack with loopback only.
-func loopback(c *urpc.Client, restore bool) error {
+// loopback gives an engine its network at a restore: its own stack with loopback
+// only.
+func loopback(c *urpc.Client) error {
 	return c.Call(boot.ContMgrSetNetworkArgs, &boot.CreateLinksAndRoutesArgs{
-		LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink}, IsRestore: restore,
+		LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink}, IsRestore: true,
 	}, nil)
 }
 

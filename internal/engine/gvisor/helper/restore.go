@@ -105,7 +105,7 @@ func (r *restoring) start(i int) error {
 		return err
 	}
 	defer sock.Close()
-	if err := loopback(c, true); err != nil {
+	if err := loopback(c); err != nil {
 		return fmt.Errorf("engine: network: %w", err)
 	}
 	if err := c.Call(boot.ContMgrRestore, &boot.RestoreOpts{

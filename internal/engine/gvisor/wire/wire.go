@@ -30,8 +30,6 @@ const (
 	// Request.Start. Descriptors: 3 the agent's stdin, 4 its output. One event:
 	// EventDone with the Process.
 	VerbPrepare = "prepare"
-	// VerbStart starts the agent in a prepared engine process. One EventDone.
-	VerbStart = "start"
 	// VerbCapture copies a running generation's state into an arena.
 	// Descriptors: 3 state, 4 meta, 5 pages, 6 ranges (the page identities,
 	// store format). One event: EventDone with Sizes. With Request.HoldMS the
