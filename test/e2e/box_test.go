@@ -72,10 +72,15 @@ func refused(t testing.TB, s *harness.Server, code int, texts []string, args ...
 // await waits until a condition holds.
 func await(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(awaitTime)
+	awaitFor(t, awaitTime, what, cond)
+}
+
+func awaitFor(t testing.TB, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for !cond() {
 		if time.Now().After(deadline) {
-			t.Fatalf("after %v still not: %s", awaitTime, what)
+			t.Fatalf("after %v still not: %s", limit, what)
 		}
 		<-time.After(awaitPoll)
 	}
