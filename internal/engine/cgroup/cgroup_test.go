@@ -356,8 +356,10 @@ func TestOutside(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Wait()
-	defer c.Process.Kill()
+	defer func() {
+		_ = c.Process.Kill()
+		_ = c.Wait() // says that it was killed
+	}()
 	if err := h.Outside(c.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
