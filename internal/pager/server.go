@@ -33,6 +33,7 @@ type Server struct {
 	files  map[string]File
 	failed func(error)  // told once, when a page cannot be had
 	rate   atomic.Int64 // bytes/s of the bulk of the pages; 0 = unlimited
+	slot   uint64       // bytes of a read of pages, at most
 	read   atomic.Int64
 	faults atomic.Int64
 	once   sync.Once
@@ -47,6 +48,9 @@ func NewServer(f Files, rate int64, failed func(error)) *Server {
 		checkpointfiles.PagesFileName:         f.Pages,
 	}}
 	s.rate.Store(rate)
+	for s.slot = maxReadBytes; rate > 0 && s.slot > minReadBytes && time.Duration(s.slot)*time.Second/time.Duration(rate) > slotTime; {
+		s.slot /= 2
+	}
 	return s
 }
 
@@ -89,10 +93,13 @@ func (r readServer) OpenRead(path string) (stateio.AsyncReader, error) {
 
 // Limits of the page protocol for loading. The engine fills all read slots
 // with bulk reads and can only ask for a faulting page when one completes, so
-// a slot must be short: 64 KiB at the paced rate is about a millisecond.
+// a slot must be short: 64 KiB at the usual rate is less than a millisecond, and
+// at a low one it is less than 64 KiB.
 const (
 	maxReads     = 8
 	maxReadBytes = 64 << 10
+	minReadBytes = 16 << 10
+	slotTime     = 3 * time.Millisecond
 	// maxStateBytes is for the files that the engine reads through, before
 	// anything runs.
 	maxStateBytes = 1 << 20
@@ -256,7 +263,7 @@ func (r *reader) MaxReadBytes() uint64 {
 	if r.seen == nil {
 		return maxStateBytes
 	}
-	return maxReadBytes
+	return r.s.slot
 }
 func (r *reader) MaxRanges() int   { return maxRanges }
 func (r *reader) MaxParallel() int { return maxReads }

@@ -120,10 +120,10 @@ func TestDemandBeforeBulk(t *testing.T) {
 	t.Parallel()
 	pages := make([]byte, 4<<20)
 	random(seeded(t), pages)
-	l := load(t, bytes.NewReader(pages), 256<<10) // a slot of 64 KiB takes 250 ms
+	l := load(t, bytes.NewReader(pages), 64<<10) // a slot takes 250 ms
 	last := l.r.MaxParallel() - 1
 	for id := range last {
-		l.read(id, uint64(id)*maxReadBytes, maxReadBytes)
+		l.read(id, uint64(id)*minReadBytes, minReadBytes)
 	}
 	demand := uint64(len(pages)) - 5*pageSize
 	l.read(last, demand, pageSize)
@@ -137,7 +137,7 @@ func TestDemandBeforeBulk(t *testing.T) {
 	if _, faults := l.s.Stats(); faults != 1 {
 		t.Errorf("%d reads waited for, want 1", faults)
 	}
-	if n := last * maxReadBytes; !bytes.Equal(l.mem[:n], pages[:n]) {
+	if n := last * minReadBytes; !bytes.Equal(l.mem[:n], pages[:n]) {
 		t.Error("other bytes were served")
 	}
 }
@@ -147,8 +147,8 @@ func TestDemandBeforeBulk(t *testing.T) {
 func TestRate(t *testing.T) {
 	t.Parallel()
 	const slots = 6
-	pages := make([]byte, 64*maxReadBytes)
-	l := load(t, bytes.NewReader(pages), maxReadBytes*20) // 50 ms a slot
+	pages := make([]byte, 64*minReadBytes)
+	l := load(t, bytes.NewReader(pages), minReadBytes*20) // 50 ms a slot
 	l.read(0, 0, pageSize)                                // the first page is the bulk's, too
 	await(t, l.r, 1)
 	l.read(0, 2*pageSize, pageSize) // not in order: waited for
@@ -158,9 +158,9 @@ func TestRate(t *testing.T) {
 	start := time.Now()
 	next := uint64(3 * pageSize) // goes on behind the page served on demand
 	for range slots {
-		l.read(0, next, maxReadBytes)
+		l.read(0, next, minReadBytes)
 		await(t, l.r, 1)
-		next += maxReadBytes
+		next += minReadBytes
 	}
 	if took := time.Since(start); took < (slots-1)*50*time.Millisecond {
 		t.Errorf("%d slots of 50 ms took %v", slots, took)
@@ -170,10 +170,24 @@ func TestRate(t *testing.T) {
 	}
 	l.s.SetRate(1) // a slot would take 18 hours
 	l.s.SetRate(0)
-	for next+maxReadBytes <= uint64(len(pages)) {
-		l.read(0, next, maxReadBytes)
+	for next+minReadBytes <= uint64(len(pages)) {
+		l.read(0, next, minReadBytes)
 		await(t, l.r, 1)
-		next += maxReadBytes
+		next += minReadBytes
+	}
+}
+
+// A read is as short as its rate wants, so that a page that a guest waits for is
+// never far behind.
+func TestSlots(t *testing.T) {
+	t.Parallel()
+	for rate, want := range map[int64]uint64{
+		0: maxReadBytes, 1 << 30: maxReadBytes, 100 << 20: maxReadBytes, 25 << 20: maxReadBytes,
+		12 << 20: 32 << 10, 2 << 20: minReadBytes, 1: minReadBytes,
+	} {
+		if s := NewServer(Files{}, rate, nil); s.slot != want {
+			t.Errorf("at %d bytes/s a read is of %d bytes, want %d", rate, s.slot, want)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -30,13 +31,18 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 		return nil, err
 	}
 	errs := make([]error, len(targets))
+	turns := make(chan struct{}, runtime.NumCPU()+1) // more at once only get in each other's way
 	var wg sync.WaitGroup
 	for i, t := range targets {
 		if t.Prepared.Build == build {
 			r.procs[i] = t.Prepared
 			continue
 		}
-		wg.Go(func() { r.procs[i], errs[i] = d.prepare(ctx, build, t.Spec, t.Stdin, false) })
+		wg.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			r.procs[i], errs[i] = d.prepare(ctx, build, t.Spec, t.Stdin, false)
+		})
 	}
 	wg.Wait()
 	defer func() {
@@ -67,10 +73,10 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 }
 
 // bulkRate is the loading rate of each of n targets restored at once: more than
-// two share what two may have, but for a floor, because a page that a guest
-// waits for waits for one bulk read at most.
+// two share what two may have, so that loading leaves the machine to those that
+// are still coming up.
 func bulkRate(rate int64, n int) int64 {
-	const together, floor = 2, 25 << 20
+	const together, floor = 2, 1 << 20
 	if n <= together {
 		return rate
 	}

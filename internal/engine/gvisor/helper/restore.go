@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"time"
 
@@ -32,6 +33,7 @@ type restoring struct {
 	out     *events
 	image   *store.Image
 	servers []*pager.Server
+	turns   chan struct{} // an engine that decodes its state takes one
 }
 
 // restore loads the checkpoint into the targets and returns when all of them
@@ -44,7 +46,7 @@ func restore(in *bufio.Reader, out *events, req wire.Request) error {
 		return err
 	}
 	defer image.Close()
-	r := &restoring{req: req, out: out, image: image, servers: make([]*pager.Server, len(req.Targets))}
+	r := &restoring{req: req, out: out, image: image, servers: make([]*pager.Server, len(req.Targets)), turns: make(chan struct{}, runtime.NumCPU()+1)}
 	files := pager.Files{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages)}
 	for i := range req.Targets {
 		r.servers[i] = pager.NewServer(files, req.Rate, func(err error) { r.lose(i, err) })
@@ -77,7 +79,10 @@ func restore(in *bufio.Reader, out *events, req wire.Request) error {
 
 // load restores one target and waits until all its memory is there.
 func (r *restoring) load(i int) {
-	if err := r.start(i); err != nil {
+	r.turns <- struct{}{}
+	err := r.start(i)
+	<-r.turns
+	if err != nil {
 		r.lose(i, err)
 		return
 	}
