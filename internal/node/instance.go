@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -74,13 +75,25 @@ func lockData(dataDir string) (*os.File, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "the data directory %s cannot be used", dataDir).WithHint("run oc serve as root")
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		i, _ := FindInstance(dataDir)
+		if i == nil && time.Now().Before(end) {
+			continue // a server that was killed is still dying, thread by thread
+		}
 		who := "another process"
-		if i, _ := FindInstance(dataDir); i != nil {
+		if i != nil {
 			who = fmt.Sprintf("the server with pid %d", i.PID)
 		}
 		return nil, errors.Join(fault.New(fault.Conflict, "the data directory %s is in use by %s", dataDir, who).
 			WithHint("stop it with `oc down`, or choose another --data-dir"), f.Close())
 	}
-	return f, nil
 }
+
+// How long, and how often, the lock of a server is tried that is no more.
+const (
+	lockPatience = 10 * time.Second
+	lockPoll     = 10 * time.Millisecond
+)

@@ -372,17 +372,26 @@ func (h *Hierarchy) remove(name string) error {
 	return nil
 }
 
-// RemoveParent removes the parent group, and those above it that we made,
-// where they are empty.
+// RemoveParent removes the parent group with that of the node's processes, and
+// those above it that we made, where they are empty. It waits a while for the
+// last processes to be gone.
 func (h *Hierarchy) RemoveParent() {
-	for end := time.Now().Add(outsideEnd); errors.Is(h.remove(outside), unix.EBUSY) && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond) // the last of its processes are ending
+	for end := time.Now().Add(outsideEnd); h.removeParent() && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// removeParent tells whether something was in use.
+func (h *Hierarchy) removeParent() (busy bool) {
+	busy = errors.Is(h.remove(outside), unix.EBUSY)
 	for _, root := range h.roots {
-		for dir := strings.Trim(h.parent, "/"); dir != "" && dir != "."; dir = filepath.Dir(dir) {
-			_ = unix.Rmdir(filepath.Join(root, dir)) // not empty: still in use
+		dir := strings.Trim(h.parent, "/")
+		busy = errors.Is(unix.Rmdir(filepath.Join(root, dir)), unix.EBUSY) || busy
+		for dir = filepath.Dir(dir); dir != "."; dir = filepath.Dir(dir) {
+			_ = unix.Rmdir(filepath.Join(root, dir)) // not empty: another's are there
 		}
 	}
+	return busy
 }
 
 // write sets a control file: one write call, no create.
