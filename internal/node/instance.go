@@ -66,8 +66,9 @@ func (i Instance) write() error {
 }
 
 // lockData makes sure that one server at a time uses the data directory. The
-// lock ends with the process.
-func lockData(dataDir string) (*os.File, error) {
+// lock ends with the process. patience is how long the lock of a server is tried
+// that is no more: one that was killed is dying for a while, thread by thread.
+func lockData(dataDir string, patience time.Duration) (*os.File, error) {
 	if err := os.MkdirAll(dataDir, 0o711); err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "the data directory %s cannot be made", dataDir).WithHint("run oc serve as root")
 	}
@@ -75,13 +76,13 @@ func lockData(dataDir string) (*os.File, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "the data directory %s cannot be used", dataDir).WithHint("run oc serve as root")
 	}
-	for end := time.Now().Add(lockPatience); ; time.Sleep(lockPoll) {
+	for end := time.Now().Add(patience); ; time.Sleep(lockPoll) {
 		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
 			return f, nil
 		}
 		i, _ := FindInstance(dataDir)
 		if i == nil && time.Now().Before(end) {
-			continue // a server that was killed is still dying, thread by thread
+			continue
 		}
 		who := "another process"
 		if i != nil {
@@ -92,7 +93,7 @@ func lockData(dataDir string) (*os.File, error) {
 	}
 }
 
-// How long, and how often, the lock of a server is tried that is no more.
+// How long, and how often, the lock of a server that is no more is tried.
 const (
 	lockPatience = 10 * time.Second
 	lockPoll     = 10 * time.Millisecond

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencomputer/oc/internal/fault"
 )
@@ -56,23 +57,23 @@ func TestInstance(t *testing.T) {
 func TestLock(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "new", "data")
-	f, err := lockData(dir)
+	f, err := lockData(dir, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockData(dir); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "another process") || fault.As(err).Hint == "" {
+	if _, err := lockData(dir, 0); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "another process") || fault.As(err).Hint == "" {
 		t.Errorf("a second lock: %v", err)
 	}
 	if err := (Instance{DataDir: dir}).write(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockData(dir); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "the server with pid") {
+	if _, err := lockData(dir, 0); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "the server with pid") {
 		t.Errorf("a second lock beside a server: %v", err)
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := lockData(dir)
+	again, err := lockData(dir, 0)
 	if err != nil {
 		t.Fatalf("after the first one ended: %v", err)
 	}
@@ -83,7 +84,7 @@ func TestLock(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockData(file); !fault.Is(err, fault.Unavailable) {
+	if _, err := lockData(file, 0); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("a data directory that is a file: %v", err)
 	}
 }
@@ -92,16 +93,19 @@ func TestLock(t *testing.T) {
 func TestOpenRefusesASecond(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	f, err := lockData(dir)
+	f, err := lockData(dir, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	if err := (Instance{DataDir: dir}).write(); err != nil { // a server that runs
+		t.Fatal(err)
+	}
 	if _, err := Open(t.Context(), Settings{DataDir: dir}, slog.New(slog.DiscardHandler)); !fault.Is(err, fault.Conflict) {
 		t.Errorf("Open: %v", err)
 	}
 	es, err := os.ReadDir(dir)
-	if err != nil || len(es) != 1 {
+	if err != nil || len(es) != 2 {
 		t.Errorf("a refused server left %v, %v", es, err)
 	}
 }
@@ -111,5 +115,39 @@ func TestStatusOfNothing(t *testing.T) {
 	st, err := ReadStatus(t.Context(), Settings{DataDir: filepath.Join(t.TempDir(), "none")})
 	if err != nil || st.Up || *st.Counts != (Counts{}) {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// A lock whose server is no more is tried until it is free.
+func TestLockOfADyingServer(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	old, err := lockData(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type locked struct {
+		f   *os.File
+		err error
+	}
+	done := make(chan locked, 1)
+	go func() {
+		f, err := lockData(dir, time.Minute)
+		done <- locked{f, err}
+	}()
+	select {
+	case l := <-done:
+		t.Fatalf("while it is held: %v", l.err)
+	case <-time.After(10 * lockPoll):
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l := <-done
+	if l.err != nil {
+		t.Fatalf("after it was given up: %v", l.err)
+	}
+	if err := l.f.Close(); err != nil {
+		t.Error(err)
 	}
 }

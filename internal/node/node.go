@@ -71,7 +71,7 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 			n.close()
 		}
 	}()
-	if n.lock, err = lockData(s.DataDir); err != nil {
+	if n.lock, err = lockData(s.DataDir, lockPatience); err != nil {
 		return nil, err
 	}
 	if n.meta, err = meta.Open(ctx, database(s), log); err != nil {

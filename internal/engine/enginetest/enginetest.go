@@ -19,10 +19,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -67,7 +65,6 @@ type Host struct {
 	*gvisor.Driver
 	Config gvisor.Config
 	root   string
-	alive  io.Closer // never closed, but by the end of this process
 }
 
 // NewHost makes a host. Close it.
@@ -89,33 +86,10 @@ func NewHost() (_ *Host, err error) {
 		Binary: bin, BuildsDir: filepath.Join(root, "engines"), DiskDir: filepath.Join(root, "disks"),
 		RunDir: "/run/" + name, Cgroup: name, Log: slog.New(slog.DiscardHandler),
 	}
-	if h.alive, err = sweeper(name); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(root))
-	}
 	if h.Driver, err = gvisor.New(h.Config); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(root))
 	}
 	return h, nil
-}
-
-// sweepGroups is a shell script that removes the control groups of a test binary,
-// named by its first argument, when that has ended: as long as it lives the
-// kernel says of some that they are busy, though no process is in them.
-const sweepGroups = `read -r _
-for i in 1 2 3 4 5 6 7 8 9 10; do
-	rmdir /sys/fs/cgroup/"$0"/node /sys/fs/cgroup/*/"$0"/node /sys/fs/cgroup/"$0" /sys/fs/cgroup/*/"$0"
-	sleep 0.2
-done`
-
-// sweeper starts it; it waits for the end of what it gives.
-func sweeper(name string) (io.Closer, error) {
-	c := exec.Command("/bin/sh", "-c", sweepGroups, name)
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	in, err := c.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	return in, c.Start()
 }
 
 // Close ends everything, and tells what the tests had left.

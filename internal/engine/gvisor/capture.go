@@ -117,13 +117,18 @@ func (d *Driver) captureRequest(p engine.Process) wire.Request {
 
 var errCaptureDeadline = errors.New("the deadline of the capture passed")
 
-// captureDeadline grows with the work: the bytes of the guest, and its files,
-// of which there are as many as the engine has memory for. A file is 4 KB of it
-// at least, and up to 45 µs of the pause; the rest is for busy machines.
+// captureDeadline is captureTime of a generation.
 func (d *Driver) captureDeadline(p engine.Process, bytes int64) time.Duration {
-	const perGiB, perFile, fileBytes = 10 * time.Second, 200 * time.Microsecond, 4 << 10
-	files := proc.AnonymousMemory(p.PID) / fileBytes
-	return 20*time.Second + time.Duration(bytes>>30)*perGiB + time.Duration(files)*perFile
+	return captureTime(bytes, proc.AnonymousMemory(p.PID))
+}
+
+// captureTime is how long a capture may take. It grows with the work: the bytes
+// of the guest, and its files, of which there are as many as the engine has
+// memory for. A file is 4 KB of it at least, and up to 45 µs of the pause; the
+// rest is for busy machines.
+func captureTime(bytes, engineMemory int64) time.Duration {
+	const base, perGiB, perFile, fileBytes = 20 * time.Second, 10 * time.Second, 200 * time.Microsecond, 4 << 10
+	return base + time.Duration(bytes>>20)*perGiB/1024 + time.Duration(engineMemory/fileBytes)*perFile
 }
 
 // arenaFile makes one file of an arena, of memory or unlinked on the data disk

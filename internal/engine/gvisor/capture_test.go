@@ -335,6 +335,7 @@ func TestMovedDataDirectory(t *testing.T) {
 	parent := t.TempDir()
 	one, two := filepath.Join(parent, "one"), filepath.Join(parent, "elsewhere", "two")
 	a := hostIn(t, one)
+	defer a.Close()
 	image := filepath.Join(one, "images", "x")
 	copyFile(t, enginetest.Image(t), image)
 	spec := enginetest.Spec(t, enginetest.Shape())

@@ -110,12 +110,22 @@ func (h *held) Thaw(ctx context.Context) error {
 	return nil
 }
 
-// Keep implements engine.Held.
-func (h *held) Keep(ctx context.Context) error { return h.command(ctx, wire.Keep) }
+// Keep implements engine.Held. After an error the helper is dead, so that it
+// cannot let the generation go on.
+func (h *held) Keep(ctx context.Context) error {
+	err := h.command(ctx, wire.Keep)
+	if err != nil {
+		_ = h.helper.cmd.Process.Kill() // gone already is as good
+		<-h.helper.end()
+		err = errors.Join(err, h.mark.Close())
+	}
+	return err
+}
 
 // commandTime bounds a short call to an engine.
 const commandTime = 20 * time.Second
 
+// command tells the helper what to do; when it has done it, it is over.
 func (h *held) command(ctx context.Context, do string) error {
 	h.dismiss(ctx)
 	if _, err := h.helper.exchange(ctx, commandTime, wire.Command{ID: 1, Do: do}); err != nil {

@@ -24,12 +24,12 @@ const memoryMark = "memfd:runsc-memory"
 const maxStubs = 256
 
 // warm does before the pause what page faults would do in it: it has the arena
-// map the guest's memory, and makes the engine's scan for zero pages cheap. Allocating 2 MB at a time,
-// the engine leaves pages that its guest never touched, and inside the pause it
-// reads each of them, which faults it in, a millisecond per megabyte (pgalloc
-// MemoryFile.SaveTo). Here they are faulted in before the pause, through a
-// mapping of our own, so that the scan finds them in the page cache, sixteen to
-// a fault. The engine gives them back. What the guest has allocated is seen
+// map the guest's memory, and makes the engine's scan for zero pages cheap.
+// Allocating 2 MB at a time, the engine leaves pages that its guest never
+// touched, and inside the pause it reads each of them, which faults it in, a
+// millisecond per megabyte (pgalloc MemoryFile.SaveTo). Here they are faulted in
+// through the arena's mapping, so that the scan finds them in the page cache,
+// sixteen to a fault. The engine gives them back. What the guest has allocated is seen
 // from what its stubs have mapped. All of this is an optimisation: it does what
 // it can and reports nothing.
 func warm(enginePID int, arena *pager.Arena) {

@@ -20,7 +20,7 @@ import (
 // watch is the watchdog beside a capture that holds its engine: it outlives the
 // server, and sees that the engine goes on when the helper that froze it hangs
 // or dies and nobody else is there. Resuming an engine that is not paused would
-// end it, so it acts only on what the helper has written down (wire.Paused),
+// end it, so it acts only on what the helper has written down (wire.MarkPaused),
 // after that helper is gone.
 func watch(in *bufio.Reader, out *events, req wire.Request) error {
 	signalIgnore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)

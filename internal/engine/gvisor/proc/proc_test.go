@@ -209,3 +209,15 @@ func TestSetOOMScore(t *testing.T) {
 		t.Errorf("oom_score_adj %q, %v", b, err)
 	}
 }
+
+func TestAnonymousMemory(t *testing.T) {
+	t.Parallel()
+	if n := AnonymousMemory(os.Getpid()); n < 64<<10 || n > 1<<40 {
+		t.Errorf("this process has %d bytes", n)
+	}
+	for _, pid := range []int{0, -1, 1 << 30} {
+		if n := AnonymousMemory(pid); n != 0 {
+			t.Errorf("process %d has %d bytes", pid, n)
+		}
+	}
+}
