@@ -73,12 +73,36 @@ type PageRange struct {
 }
 
 // Capture is a frozen state, held in memory until closed.
+//
+// The pages file is the concatenation of Ranges. Of a capture on a Base only the
+// pages that differ from the base's page of the same identity are held.
 type Capture struct {
-	State, Meta, Pages             io.ReaderAt // engine's object graph, its page map, page contents
-	StateSize, MetaSize, PagesSize int64
-	Ranges                         []PageRange // of Pages, in order
-	Pause                          time.Duration
-	Close                          func()
+	State, Meta         io.ReaderAt // engine's object graph, its page map
+	StateSize, MetaSize int64
+	Pages               io.ReaderAt // contents of the pages that Copied tells of
+	PagesSize           int64       // size of the whole pages file
+	Ranges              []PageRange // of the pages file, in order
+	Copied              []PageRun   // ascending and not adjoining; nil: Pages is the whole pages file
+	Pause               time.Duration
+	Close               func()
+}
+
+// PageSize is the unit of guest memory, in bytes.
+const PageSize = 4096
+
+// PageRun is a run of pages of the pages file that a capture holds.
+type PageRun struct {
+	Page  int64 // number of the first in the pages file
+	Count int64 // pages
+	At    int64 // where their contents begin in Capture.Pages, in bytes
+}
+
+// Base is the pages of an earlier capture, by identity, for a capture that
+// copies only what differs.
+type Base struct {
+	Ranges []PageRange // of its pages file, in order
+	Hashes []uint64    // XXH3-64 of each page of it with Seed
+	Seed   uint64
 }
 
 // Requirements is what a capture needs to run again; refused with a reason
