@@ -128,6 +128,7 @@ type Checkpoint struct {
 	ParentID   string // checkpoint this state descends from, "" for none
 	SizeBytes  int64  // logical size of the state
 	AddedBytes int64  // bytes this checkpoint added to the store
+	Object     string // id of its object in the store; "" for one of the first format
 	Template   string
 	TreeHash   string
 	ImageHash  string

@@ -25,6 +25,12 @@ type Settings struct {
 	DataDir         string
 	Listen          string
 	Database        string
+	Store           string
+	StoreEndpoint   string
+	StoreRegion     string
+	StoreProfile    string
+	StoreKeys       string
+	CacheMB         int
 	CaptureBudgetMB int
 	MemoryReserveMB int
 	LoadRateMB      int
@@ -40,6 +46,7 @@ const (
 	DefaultListen  = "127.0.0.1:7778"
 	DefaultConfig  = "/etc/opencomputer/config.json"
 	DefaultPool    = 4
+	DefaultCacheMB = 20 << 10
 )
 
 // BindDataDir adds only the flag that every command on this node has.
@@ -53,6 +60,12 @@ func (s *Settings) Bind(f *pflag.FlagSet) {
 	s.BindDataDir(f)
 	f.StringVar(&s.Listen, "listen", DefaultListen, "address of the API; anything but loopback should have TLS in front (env OC_LISTEN)")
 	f.StringVar(&s.Database, "database", "", "metadata: a SQLite file or postgres://…; default <data-dir>/meta.db (env OC_DATABASE)")
+	f.StringVar(&s.Store, "store", "", "checkpoints: a directory or s3://bucket/prefix; default <data-dir>/store (env OC_STORE)")
+	f.StringVar(&s.StoreEndpoint, "store-endpoint", "", "URL of the S3 service, if not Amazon's; also AWS_ENDPOINT_URL (env OC_STORE_ENDPOINT)")
+	f.StringVar(&s.StoreRegion, "store-region", "", "region of the bucket; also AWS_REGION (env OC_STORE_REGION)")
+	f.StringVar(&s.StoreProfile, "store-profile", "", "profile of the AWS configuration whose credentials are used; also AWS_PROFILE (env OC_STORE_PROFILE)")
+	f.StringVar(&s.StoreKeys, "store-keys", "", "file with the keys that seal checkpoints before they are stored, see oc store new-key; default: not sealed (env OC_STORE_KEYS)")
+	f.IntVar(&s.CacheMB, "cache", DefaultCacheMB, "MB of disk for pages of checkpoints that are read again (env OC_CACHE)")
 	f.IntVar(&s.CaptureBudgetMB, "capture-budget", 0, "MB of memory that one capture may take; larger sandboxes are captured through the disk; 0 = a quarter of the machine (env OC_CAPTURE_BUDGET)")
 	f.IntVar(&s.MemoryReserveMB, "memory-reserve", 0, "MB of memory that stay free: what would start into them is refused, loading slows down; 0 = 5 % of the machine, at least 512 (env OC_MEMORY_RESERVE)")
 	f.IntVar(&s.LoadRateMB, "load-rate", gvisor.DefaultBulkRate>>20, "MB/s at which a restored sandbox loads the memory that it does not wait for (env OC_LOAD_RATE)")
@@ -96,7 +109,7 @@ func (s *Settings) Complete(f *pflag.FlagSet, lookup func(string) (string, bool)
 			errs = append(errs, fault.New(fault.Invalid, "%s: unknown setting %q", s.ConfigFile, k).WithHint("oc serve --help names all"))
 		}
 	}
-	for name, v := range map[string]int{"capture-budget": s.CaptureBudgetMB, "memory-reserve": s.MemoryReserveMB, "load-rate": s.LoadRateMB, "pool": s.Pool} {
+	for name, v := range map[string]int{"capture-budget": s.CaptureBudgetMB, "memory-reserve": s.MemoryReserveMB, "load-rate": s.LoadRateMB, "pool": s.Pool, "cache": s.CacheMB} {
 		if v < 0 {
 			errs = append(errs, fault.New(fault.Invalid, "%s is %d; it must not be negative", name, v))
 		}

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package store keeps checkpoints: it makes a capture durable, and gives it
-// back verified.
+// Package store keeps checkpoints in a bucket, a directory or S3: it makes a
+// capture durable at the cost of what is new in it, and gives it back verified.
 //
-// This is the first format: each checkpoint is a directory of whole files
-// (docs/format.md), already with the stable identity of every page, so that a
-// page store can take its place behind the same face.
+// A checkpoint is an object below ckpt/ (package refs), whose payload is its
+// Manifest; that names a table of where each page is: in segments, up to 64 pages
+// compressed together, of packs (package format, docs/format.md). A page that
+// another checkpoint of the org has is referred to, not stored again.
 //
 // Invariants:
-//   - A checkpoint is visible in the store only when it is complete and on
-//     disk: it is written in a staging directory, its manifest last, and moved
-//     into place by one rename; everything is fsynced on the way.
-//   - No byte leaves the store unverified: each 64 KiB block has a BLAKE3 hash,
-//     checked when it is first read, and a CRC-32C, checked whenever it is read
-//     again; the tables have hashes in the manifest, the manifest one of its own.
-//   - A damaged checkpoint is an error that names it (Damaged), never data.
+//   - A checkpoint is visible only when it is complete and durable: packs first,
+//     the manifest last.
+//   - No byte leaves the store unverified: what comes from the bucket has a
+//     BLAKE3 hash, what comes from the local cache a cheap one. A damaged
+//     checkpoint is an error that names it (Damaged), never data.
+//   - Complete in itself: to open a checkpoint no other one is read.
+//   - What this process remembers (index, catalog) is only a hint, and can be lost.
 //
 // The package knows nothing of engines' formats, sandboxes or rows.
 package store

@@ -4,264 +4,315 @@ package store
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
-	"sync/atomic"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/opencomputer/oc/internal/bucket"
 	"github.com/opencomputer/oc/internal/engine"
-	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/store/format"
 )
 
-// The capture's files, and the store's own beside them.
-const (
-	FileState    = "state" // the engine's object graph
-	FileMeta     = "meta"  // the engine's page map
-	FilePages    = "pages" // page contents
-	fileSums     = "sums"
-	fileRanges   = "ranges"
-	fileManifest = "manifest"
-)
-
-// Image is an opened checkpoint. Its open files keep the data alive when the
-// checkpoint is deleted meanwhile. It is safe for concurrent use.
+// Image is an opened checkpoint of the page store. It implements Checkpoint.
 type Image struct {
+	id       string // of its object
 	manifest *Manifest
+	table    *format.Table
 	ranges   []engine.PageRange
-	files    map[string]*File
+	vault    *vault
+	ctx      context.Context // of reads, ends with Close
+	cancel   context.CancelFunc
+	release  func()
+	packs    []*cached // by number in the table
+	recent   recent
 }
 
-// OpenImage opens the checkpoint in a directory of the store (Dir.Path) and
-// verifies its manifest and tables, not yet its contents. It fails with a
-// Damaged fault, or NotFound.
-func OpenImage(dir string) (_ *Image, err error) {
-	id := filepath.Base(dir)
-	raw, err := readBounded(filepath.Join(dir, fileManifest), maxManifest)
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, e := os.Stat(dir); e == nil {
-			return nil, Damaged(id, "its manifest is missing")
-		}
-		return nil, fault.New(fault.NotFound, "checkpoint %s has no data in the store", id)
+// setTable completes the image.
+func (im *Image) setTable(t *format.Table) {
+	im.table = t
+	im.ranges = make([]engine.PageRange, len(t.Ranges))
+	for i, r := range t.Ranges {
+		im.ranges[i] = engine.PageRange(r)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
+	im.packs = make([]*cached, len(t.Packs))
+	for i, name := range t.Packs {
+		im.packs[i] = im.vault.pack(name)
 	}
-	m, err := decodeManifest(id, raw)
-	if err != nil {
-		return nil, err
-	}
-	im := &Image{manifest: m, files: map[string]*File{}}
-	defer func() {
-		if err != nil {
-			im.Close()
-		}
-	}()
-	sumsRaw, err := readTable(dir, id, fileSums, m.Sums)
-	if err != nil {
-		return nil, err
-	}
-	sizes := make([]int64, len(m.Files))
-	for i, f := range m.Files {
-		sizes[i] = f.Size
-	}
-	sums, err := decodeSums(sumsRaw, sizes)
-	if err != nil {
-		return nil, Damaged(id, "%v", err)
-	}
-	for i, f := range m.Files {
-		if im.files[f.Name], err = openFile(dir, id, f, sums[i]); err != nil {
-			return nil, err
-		}
-	}
-	rangesRaw, err := readTable(dir, id, fileRanges, m.Ranges)
-	if err != nil {
-		return nil, err
-	}
-	if im.ranges, err = DecodeRanges(rangesRaw, im.files[FilePages].Size()); err != nil {
-		return nil, Damaged(id, "%v", err)
-	}
-	return im, nil
 }
 
-// Manifest of the checkpoint; not to be changed.
+// ID of the checkpoint's object in the store.
+func (im *Image) ID() string { return im.id }
+
+// Manifest implements Checkpoint.
 func (im *Image) Manifest() *Manifest { return im.manifest }
 
-// Ranges are the identities of the pages file's pages, in order; not to be
-// changed.
+// Ranges implements Checkpoint.
 func (im *Image) Ranges() []engine.PageRange { return im.ranges }
 
-// File gives one of the capture's files: FileState, FileMeta or FilePages.
-func (im *Image) File(name string) *File { return im.files[name] }
-
-// Verify reads and checks everything, on all CPUs.
-func (im *Image) Verify(ctx context.Context) error {
-	parent := ctx
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	for _, f := range im.manifest.Files {
-		for off := int64(0); off < f.Size; off += copyChunk {
-			if ctx.Err() != nil {
-				break
-			}
-			g.Go(func() error { return im.files[f.Name].verify(ctx, off, min(copyChunk, f.Size-off)) })
-		}
-	}
-	return errors.Join(g.Wait(), parent.Err())
-}
-
-// Close releases the files.
+// Close implements Checkpoint; it ends the claim on the data.
 func (im *Image) Close() {
-	for _, f := range im.files {
-		if f != nil {
-			_ = f.f.Close() // read only
+	im.cancel()
+	for _, p := range im.packs {
+		p.close()
+	}
+	if im.release != nil {
+		im.release()
+	}
+}
+
+// File implements Checkpoint.
+func (im *Image) File(name string) File {
+	return &imageFile{im: im, file: slices.Index(fileNames, name)}
+}
+
+// Verify implements Checkpoint, on all CPUs; what is not local comes into the
+// cache.
+func (im *Image) Verify(ctx context.Context, progress func(done, total int64)) error {
+	var mu sync.Mutex
+	var done, total int64
+	for _, s := range im.table.Segments {
+		total += int64(s.Size)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(runtime.GOMAXPROCS(0), im.vault.parallel()))
+	for i := range im.table.Segments {
+		if ctx.Err() != nil {
+			break
 		}
+		g.Go(func() error {
+			if err := im.verify(ctx, i); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if done += int64(im.table.Segments[i].Size); progress != nil {
+				progress(done, total)
+			}
+			return nil
+		})
 	}
+	return errors.Join(g.Wait(), ctx.Err())
 }
 
-// File reads one file of an image, verified.
-type File struct {
-	id, name string
-	f        *os.File
-	size     int64
-	sums     []blockSum
-	seen     []atomic.Bool // blocks whose strong hash was checked
-	buffers  sync.Pool
-}
-
-func openFile(dir, id string, info FileInfo, sums []blockSum) (*File, error) {
-	f, err := os.Open(filepath.Join(dir, info.Name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, Damaged(id, "its file %q is missing", info.Name)
+// verify checks segment i, unless the cache has it.
+func (im *Image) verify(ctx context.Context, i int) error {
+	s := &im.table.Segments[i]
+	if im.vault.direct(s.Codec) {
+		_, err := im.stored(ctx, s)
+		return err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
-	}
-	st, err := f.Stat()
-	if err == nil && st.Size() != info.Size {
-		err = Damaged(id, "its file %q has %d bytes instead of %d", info.Name, st.Size(), info.Size)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return &File{id: id, name: info.Name, f: f, size: info.Size, sums: sums, seen: make([]atomic.Bool, len(sums)),
-		buffers: sync.Pool{New: func() any { b := make([]byte, blockSize); return &b }}}, nil
-}
-
-// verify checks a range that begins with a block.
-func (f *File) verify(ctx context.Context, off, n int64) error {
-	buf := f.buffers.Get().(*[]byte)
-	defer f.buffers.Put(buf)
-	for end := off + n; off < end; off += blockSize {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if _, err := f.readBlock(off/blockSize, *buf); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Size in bytes.
-func (f *File) Size() int64 { return f.size }
-
-// readBlock reads block i into buf (of blockSize) and verifies it.
-func (f *File) readBlock(i int64, buf []byte) ([]byte, error) {
-	n := min(blockSize, f.size-i*blockSize)
-	b := buf[:n]
-	if _, err := f.f.ReadAt(b, i*blockSize); err != nil {
-		return nil, Damaged(f.id, "block %d of %q cannot be read: %v", i, f.name, err)
-	}
-	if err := f.check(i, b); err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
-func (f *File) check(i int64, b []byte) error {
-	if f.seen[i].Load() {
-		if crc32.Checksum(b, castagnoli) != f.sums[i].cheap {
-			return Damaged(f.id, "block %d of %q changed since it was verified", i, f.name)
-		}
+	if im.packs[s.Pack].Has(int(s.First), int(s.Pages)) {
 		return nil
 	}
-	if sumBlock(b) != f.sums[i] {
-		return Damaged(f.id, "block %d of %q does not match its hash", i, f.name)
-	}
-	f.seen[i].Store(true)
-	return nil
+	_, err := im.fetch(ctx, i)
+	return err
 }
 
-// ReadAt implements io.ReaderAt; what it returns is verified. Reads of whole
-// blocks go straight into p.
-func (f *File) ReadAt(p []byte, off int64) (n int, err error) {
+// Base gives the identities and cheap hashes of the pages, for the next capture
+// of a state that descends from this one.
+func (im *Image) Base(ctx context.Context) (*engine.Base, error) {
+	raw, err := im.vault.object(ctx, im.manifest.Checkpoint, im.manifest.Hashes)
+	if err != nil {
+		return nil, err
+	}
+	f := &im.table.Files[pagesFile]
+	n := int64(0)
+	for i, r := range f.Runs {
+		if r.Segment != format.Zero {
+			n += f.End(i) - r.Page
+		}
+	}
+	seed, hashes, err := format.DecodeHashes(raw, n)
+	if err != nil {
+		return nil, Damaged(im.manifest.Checkpoint, "its table of hashes: %v", err)
+	}
+	all := make([]uint64, f.Pages())
+	zero := zeroHash(seed)
+	for i, r := range f.Runs {
+		for p := r.Page; p < f.End(i); p++ {
+			if all[p] = zero; r.Segment != format.Zero {
+				all[p], hashes = hashes[0], hashes[1:]
+			}
+		}
+	}
+	return &engine.Base{Ranges: im.ranges, Hashes: all, Seed: seed}, nil
+}
+
+// File is a file of a checkpoint; what is read of it is verified.
+type File interface {
+	io.ReaderAt
+	// Size in bytes.
+	Size() int64
+}
+
+type imageFile struct {
+	im   *Image
+	file int
+}
+
+func (f *imageFile) Size() int64 { return f.im.table.Files[f.file].Size }
+
+// ReadAt implements io.ReaderAt; what it returns is verified.
+func (f *imageFile) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("store: negative offset %d", off)
 	}
+	if rest := f.Size() - off; int64(len(p)) > rest {
+		p, err = p[:max(rest, 0)], io.EOF
+	}
 	for n < len(p) {
-		if off >= f.size {
-			return n, io.EOF
-		}
-		i, skip := off/blockSize, off%blockSize
-		want := min(blockSize, f.size-i*blockSize)
-		var k int
-		if skip == 0 && int64(len(p)-n) >= want {
-			b, err := f.readBlock(i, p[n:n+int(want)])
-			if err != nil {
-				clear(p[n : n+int(want)]) // nothing unverified leaves
-				return n, err
-			}
-			k = len(b)
-		} else {
-			buf := f.buffers.Get().(*[]byte)
-			b, err := f.readBlock(i, *buf)
-			if err == nil {
-				k = copy(p[n:], b[skip:])
-			}
-			f.buffers.Put(buf)
-			if err != nil {
-				return n, err
-			}
+		k, e := f.im.readPart(p[n:], f.file, off+int64(n))
+		if e != nil {
+			clear(p[n:]) // nothing unverified leaves
+			return n, e
 		}
 		n += k
-		off += int64(k)
 	}
-	return n, nil
+	return n, err
 }
 
-// readTable reads a file verified by one hash.
-func readTable(dir, id, name string, t Table) ([]byte, error) {
-	b, err := readBounded(filepath.Join(dir, name), t.Size)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, Damaged(id, "its file %q is missing", name)
+// readPart reads from an offset as much as lies together.
+func (im *Image) readPart(p []byte, file int, off int64) (int, error) {
+	f := &im.table.Files[file]
+	page, skip := off/format.PageSize, int(off%format.PageSize)
+	i := f.Find(page)
+	r := f.Runs[i]
+	if r.Segment == format.Zero {
+		n := int(min(int64(len(p)), f.End(i)*format.PageSize-off))
+		clear(p[:n])
+		return n, nil
 	}
+	k, slot, rest := im.table.Locate(r, page)
+	n := min(len(p), int(min(int64(rest), f.End(i)-page))*format.PageSize-skip)
+	s := &im.table.Segments[k]
+	if skip == 0 && n%format.PageSize == 0 && !im.vault.direct(s.Codec) && !im.recent.has(k) {
+		if im.packs[s.Pack].Read(p[:n], int(s.First)+slot, n/format.PageSize) {
+			return n, nil
+		}
+	}
+	raw, err := im.recent.get(k, func() ([]byte, error) { return im.fetch(im.ctx, k) })
 	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
+		return 0, err
 	}
-	sum := blake3.Sum256(b)
-	if int64(len(b)) != t.Size || hex.EncodeToString(sum[:]) != t.Blake3 {
-		return nil, Damaged(id, "its file %q does not match its hash", name)
+	return copy(p[:n], raw[slot*format.PageSize+skip:]), nil
+}
+
+// stored reads a segment as it is stored and verifies it.
+func (im *Image) stored(ctx context.Context, s *format.Segment) ([]byte, error) {
+	b := make([]byte, s.Size)
+	pack := im.table.Packs[s.Pack]
+	if err := im.vault.b.ReadAt(ctx, pack, b, s.Offset); err != nil {
+		return nil, im.unreadable(err, "its pack %s", pack)
+	}
+	if blake3.Sum256(b) != s.Sum {
+		return nil, Damaged(im.manifest.Checkpoint, "the segment at %d of its pack %s does not match its hash", s.Offset, pack)
 	}
 	return b, nil
 }
 
-// readBounded reads a file of at most limit bytes, and one byte more of a
-// longer one, which no hash will match.
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+func (im *Image) unreadable(err error, what string, args ...any) error {
+	return unreadable(im.manifest.Checkpoint, err, what, args...)
+}
+
+// unreadable tells damage, bytes that are not there, from a bucket that does
+// not answer.
+func unreadable(checkpoint string, err error, what string, args ...any) error {
+	what = fmt.Sprintf(what, args...)
+	if errors.Is(err, bucket.ErrNotExist) {
+		return Damaged(checkpoint, "%s is missing", what)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return Damaged(checkpoint, "%s is cut off", what)
+	}
+	return fmt.Errorf("store: checkpoint %s: reading %s: %w", checkpoint, what, err)
+}
+
+var decoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(bucket.MaxObject)) // only options can fail
+
+// fetch gives the pages of segment i from the bucket, and puts them in the
+// cache.
+func (im *Image) fetch(ctx context.Context, i int) ([]byte, error) {
+	s := &im.table.Segments[i]
+	b, err := im.stored(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, limit+1))
+	pack := im.table.Packs[s.Pack]
+	if b, err = im.vault.open(b, pack, uint64(s.First)); err != nil {
+		return nil, fmt.Errorf("store: checkpoint %s: %w", im.manifest.Checkpoint, err)
+	}
+	want := int(s.Pages) * format.PageSize
+	if s.Codec == format.Zstd {
+		if b, err = decoder.DecodeAll(b, make([]byte, 0, want)); err != nil {
+			return nil, Damaged(im.manifest.Checkpoint, "the segment at %d of its pack %s: %v", s.Offset, pack, err)
+		}
+	}
+	if len(b) != want {
+		return nil, Damaged(im.manifest.Checkpoint, "the segment at %d of its pack %s has %d bytes instead of %d", s.Offset, pack, len(b), want)
+	}
+	if !im.vault.direct(s.Codec) {
+		im.packs[s.Pack].Write(b, int(s.First))
+	}
+	return b, nil
+}
+
+// recent keeps the segments read last, because pages are asked for in pieces,
+// and sees that nobody fetches what somebody is fetching.
+type recent struct {
+	mu   sync.Mutex
+	kept [16]*lastRead
+	next int
+}
+
+type lastRead struct {
+	segment int
+	done    chan struct{}
+	b       []byte
+	err     error
+}
+
+func (r *recent) find(segment int) *lastRead {
+	for _, l := range r.kept {
+		if l != nil && l.segment == segment {
+			return l
+		}
+	}
+	return nil
+}
+
+func (r *recent) has(segment int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.find(segment) != nil
+}
+
+func (r *recent) get(segment int, fetch func() ([]byte, error)) ([]byte, error) {
+	r.mu.Lock()
+	l := r.find(segment)
+	if l != nil {
+		r.mu.Unlock()
+		<-l.done
+		return l.b, l.err
+	}
+	l = &lastRead{segment: segment, done: make(chan struct{})}
+	at := r.next
+	r.kept[at], r.next = l, (r.next+1)%len(r.kept)
+	r.mu.Unlock()
+	l.b, l.err = fetch()
+	close(l.done)
+	if l.err != nil { // to be tried again
+		r.mu.Lock()
+		if r.kept[at] == l {
+			r.kept[at] = nil
+		}
+		r.mu.Unlock()
+	}
+	return l.b, l.err
 }

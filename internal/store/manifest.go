@@ -11,6 +11,7 @@ import (
 
 	"github.com/zeebo/blake3"
 
+	"github.com/opencomputer/oc/internal/bucket"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 )
@@ -19,19 +20,18 @@ import (
 // names and higher versions.
 const (
 	FormatName    = "opencomputer-checkpoint"
-	FormatVersion = 1
+	FormatVersion = 2
 )
 
-// maxManifest bounds a manifest file; ours are about 1 KiB.
-const maxManifest = 1 << 20
-
 // Manifest describes a stored checkpoint: what it is, what it needs to run
-// again, and the sizes and hashes by which its files are verified.
+// again, and where the table of its pages is.
 type Manifest struct {
 	Format       string              `json:"format"`
 	Version      int                 `json:"version"`
 	Checkpoint   string              `json:"checkpoint"`
+	Org          string              `json:"org"`
 	Sandbox      string              `json:"sandbox"`
+	Name         string              `json:"name,omitempty"`
 	Parent       string              `json:"parent,omitempty"`
 	CreatedAt    time.Time           `json:"createdAt"`
 	Requirements engine.Requirements `json:"requirements"`
@@ -40,39 +40,32 @@ type Manifest struct {
 	TreeHash     string              `json:"treeHash"`  // content hash of the template's tree
 	Agent        int                 `json:"agent"`     // protocol version of the agent frozen in it
 	Shape        engine.Shape        `json:"shape"`
-	Files        []FileInfo          `json:"files"`
-	BlockSize    int                 `json:"blockSize"`
-	Sums         Table               `json:"sums"`   // block hashes of all files
-	Ranges       Table               `json:"ranges"` // page identities of the pages file
+	SizeBytes    int64               `json:"sizeBytes"`  // of the state
+	AddedBytes   int64               `json:"addedBytes"` // that were written for it: packs, table and hashes
+	Table        Object              `json:"table"`
+	Hashes       Object              `json:"hashes"`
+	Engine       *Blob               `json:"engine,omitempty"` // the build's binary
+	Image        *Blob               `json:"image,omitempty"`  // the EROFS image
+	Hot          string              `json:"hot,omitempty"`    // key under which the order of first reads may be kept
 }
 
-// FileInfo is one file of the capture.
-type FileInfo struct {
-	Name string `json:"name"`
-	Size int64  `json:"size"`
+// Object names an object of the bucket and verifies it.
+type Object struct {
+	Key    string `json:"key"`
+	Size   int64  `json:"size"`   // as stored
+	Blake3 string `json:"blake3"` // of the bytes as stored, lower-case hex
 }
 
-// Table is a file whose whole content is verified by one hash.
-type Table struct {
-	Size   int64  `json:"size"`
-	Blake3 string `json:"blake3"`
+// Blob is a file kept in parts, compressed and sealed one by one.
+type Blob struct {
+	Size  int64    `json:"size"` // of the file
+	Parts []Object `json:"parts"`
 }
-
-// LogicalSize is the size of the state in bytes.
-func (m *Manifest) LogicalSize() (n int64) {
-	for _, f := range m.Files {
-		n += f.Size
-	}
-	return n
-}
-
-// StoredSize is what the checkpoint takes in the store, in bytes.
-func (m *Manifest) StoredSize() int64 { return m.LogicalSize() + m.Sums.Size + m.Ranges.Size }
 
 // Damaged says that a checkpoint's stored bytes are not what was written.
 func Damaged(checkpoint, format string, args ...any) *fault.Fault {
 	return fault.New(fault.Internal, "checkpoint %s is damaged: %s", checkpoint, fmt.Sprintf(format, args...)).
-		WithHint("delete it and use another checkpoint; the disk under the data directory may be failing")
+		WithHint("delete it and use another checkpoint; `oc store check` says what else is damaged")
 }
 
 // sealLine introduces the last line of a manifest: the BLAKE3 of all before it.
@@ -84,21 +77,25 @@ func encodeManifest(m *Manifest) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: encoding the manifest: %w", err)
 	}
-	sum := blake3.Sum256(body)
-	return append(body, sealLine+hex.EncodeToString(sum[:])+"\n"...), nil
+	return append(body, sealLine+hexSum(body)+"\n"...), nil
 }
 
-// decodeManifest checks the seal, the format and version, whose checkpoint it
-// is, and the plausibility of names and sizes.
-func decodeManifest(id string, raw []byte) (*Manifest, error) {
+func hexSum(b []byte) string {
+	sum := blake3.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// decodeManifest checks the seal, format and version, and the plausibility of
+// names and sizes. name is what errors call the checkpoint until its own is
+// known.
+func decodeManifest(name string, raw []byte) (*Manifest, error) {
 	i := bytes.LastIndex(raw, []byte(sealLine))
 	if i < 0 {
-		return nil, Damaged(id, "its manifest has no seal")
+		return nil, Damaged(name, "its manifest has no seal")
 	}
 	body := raw[:i]
-	sum := blake3.Sum256(body)
-	if string(raw[i:]) != sealLine+hex.EncodeToString(sum[:])+"\n" {
-		return nil, Damaged(id, "its manifest does not match its hash")
+	if string(raw[i:]) != sealLine+hexSum(body)+"\n" {
+		return nil, Damaged(name, "its manifest does not match its hash")
 	}
 	// Before the rest, whose meaning depends on it.
 	var head struct {
@@ -107,50 +104,56 @@ func decodeManifest(id string, raw []byte) (*Manifest, error) {
 		Checkpoint string `json:"checkpoint"`
 	}
 	if err := json.Unmarshal(body, &head); err != nil {
-		return nil, Damaged(id, "its manifest is not valid JSON")
+		return nil, Damaged(name, "its manifest is not valid JSON")
 	}
-	if head.Format != FormatName || head.Version < 1 {
-		return nil, Damaged(id, "its manifest is of format %q version %d", head.Format, head.Version)
+	if head.Checkpoint != "" {
+		name = head.Checkpoint
+	}
+	if head.Format != FormatName || head.Version < FormatVersion {
+		return nil, Damaged(name, "its manifest is of format %q version %d", head.Format, head.Version)
 	}
 	if head.Version > FormatVersion {
-		return nil, fault.New(fault.Invalid, "checkpoint %s has format version %d; this release reads up to %d", id, head.Version, FormatVersion).
+		return nil, fault.New(fault.Invalid, "checkpoint %s has format version %d; this release reads up to %d", name, head.Version, FormatVersion).
 			WithHint("upgrade oc")
-	}
-	if head.Checkpoint != id {
-		return nil, Damaged(id, "its manifest belongs to %q", head.Checkpoint)
 	}
 	m := new(Manifest)
 	if err := json.Unmarshal(body, m); err != nil {
-		return nil, Damaged(id, "its manifest has a field of the wrong type")
+		return nil, Damaged(name, "its manifest has a field of the wrong type")
 	}
-	return m, m.plausible(id)
+	return m, m.plausible()
 }
 
-// maxFile bounds the size that a manifest may claim for a file.
-const maxFile = 1 << 50
-
-// plausible checks that the files are those of the format, and that the tables
-// have the sizes that follow from theirs.
-func (m *Manifest) plausible(id string) error {
-	names := []string{FileState, FileMeta, FilePages}
-	if m.BlockSize != blockSize || len(m.Files) != len(names) {
-		return Damaged(id, "its manifest names %d files in blocks of %d bytes", len(m.Files), m.BlockSize)
-	}
-	sums := int64(len(sumsMagic))
-	for i, f := range m.Files {
-		if f.Name != names[i] || f.Size < 0 || f.Size > maxFile {
-			return Damaged(id, "its manifest names a file %q of %d bytes", f.Name, f.Size)
+// plausible checks what other code allocates by.
+func (m *Manifest) plausible() error {
+	all := []Object{m.Table, m.Hashes}
+	for _, b := range []*Blob{m.Engine, m.Image} {
+		if b != nil {
+			all = append(all, b.Parts...)
 		}
-		sums += blocks(f.Size) * sumBytes
 	}
-	if m.Sums.Size != sums {
-		return Damaged(id, "its table of block hashes is said to have %d bytes instead of %d", m.Sums.Size, sums)
+	for _, o := range all {
+		if o.Key == "" || o.Size < 0 || o.Size > bucket.MaxObject || len(o.Blake3) != 64 {
+			return Damaged(m.Checkpoint, "its manifest names an object %q of %d bytes", o.Key, o.Size)
+		}
 	}
-	if m.Ranges.Size < 0 || m.Ranges.Size > maxRangesTable {
-		return Damaged(id, "its table of page identities is said to have %d bytes", m.Ranges.Size)
+	if m.Checkpoint == "" || m.SizeBytes < 0 {
+		return Damaged(m.Checkpoint, "its manifest is not complete")
 	}
 	return nil
 }
 
-// maxRangesTable allows for every other page of 256 GiB to be a range.
-const maxRangesTable = 1 << 30
+// objects are the keys that the manifest itself names.
+func (m *Manifest) objects() []string {
+	keys := []string{m.Table.Key, m.Hashes.Key}
+	if m.Hot != "" {
+		keys = append(keys, m.Hot)
+	}
+	for _, b := range []*Blob{m.Engine, m.Image} {
+		if b != nil {
+			for _, p := range b.Parts {
+				keys = append(keys, p.Key)
+			}
+		}
+	}
+	return keys
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// catalog is what a server remembers of the checkpoints in the bucket, to choose
+// which ones a new checkpoint may refer to. It is only a hint: what it names is
+// pinned and looked at before it is relied upon.
+type catalog struct {
+	mu      sync.Mutex
+	objects map[string]*known
+	holders map[string][]string // ids of the objects that list a pack
+}
+
+type known struct {
+	packs         []string
+	build, image  string
+	engine, erofs *Blob
+}
+
+func newCatalog() *catalog {
+	return &catalog{objects: map[string]*known{}, holders: map[string][]string{}}
+}
+
+// add remembers a committed object.
+func (c *catalog) add(id string, packs []string, m *Manifest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.objects[id] != nil {
+		return
+	}
+	k := &known{packs: packs, build: m.Build, image: m.ImageHash, engine: m.Engine, erofs: m.Image}
+	c.objects[id] = k
+	for _, p := range packs {
+		c.holders[p] = append(c.holders[p], id)
+	}
+}
+
+// remove forgets an object, and gives the packs that no other one lists.
+func (c *catalog) remove(id string) (gone []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.objects[id]
+	if k == nil {
+		return nil
+	}
+	delete(c.objects, id)
+	for _, p := range k.packs {
+		left := slices.DeleteFunc(c.holders[p], func(h string) bool { return h == id })
+		if c.holders[p] = left; len(left) == 0 {
+			delete(c.holders, p)
+			gone = append(gone, p)
+		}
+	}
+	return gone
+}
+
+// ids of the objects that are remembered.
+func (c *catalog) ids() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.objects))
+}
+
+// cover adds to pins objects that list the packs in which most pages were found,
+// and that keep the files that the manifest needs.
+func (c *catalog) cover(pins []string, pages map[string]int, m Manifest) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	covered := map[string]bool{}
+	pin := func(id string) {
+		if !slices.Contains(pins, id) {
+			pins = append(pins, id)
+		}
+		if k := c.objects[id]; k != nil {
+			for _, p := range k.packs {
+				covered[p] = true
+			}
+		}
+	}
+	for _, id := range slices.Clone(pins) {
+		pin(id)
+	}
+	packs := slices.SortedFunc(maps.Keys(pages), func(a, b string) int {
+		return cmp.Or(cmp.Compare(pages[b], pages[a]), cmp.Compare(a, b))
+	})
+	for _, p := range packs {
+		if len(pins) >= maxBases || pages[p] < worthwhile {
+			break
+		}
+		if holders := c.holders[p]; !covered[p] && len(holders) > 0 {
+			pin(holders[len(holders)-1])
+		}
+	}
+	for _, f := range [][2]string{{kindEngine, m.Build}, {kindImage, m.ImageHash}} {
+		has := func(id string) bool { return c.objects[id].blob(f[0], f[1]) != nil }
+		if slices.ContainsFunc(pins, has) {
+			continue
+		}
+		for id := range c.objects {
+			if has(id) {
+				pin(id)
+				break
+			}
+		}
+	}
+	return pins
+}
+
+// blob gives the file of the kind and hash that an object keeps, or nil.
+func (c *catalog) blob(id, kind, sum string) *Blob {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.objects[id].blob(kind, sum)
+}
+
+func (k *known) blob(kind, sum string) *Blob {
+	switch {
+	case k == nil:
+		return nil
+	case kind == kindEngine && k.build == sum:
+		return k.engine
+	case kind == kindImage && k.image == sum:
+		return k.erofs
+	}
+	return nil
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/opencomputer/oc/internal/bucket"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/store/format"
+	"github.com/opencomputer/oc/internal/store/refs"
+)
+
+// Problem is something that Check found.
+type Problem struct {
+	Checkpoint string // the id that users see, if it can be told
+	Object     string // the checkpoint's object in the store, "" for none
+	Key        string // what is wrong
+	What       string
+	// Harmless tells that every checkpoint can still be used.
+	Harmless bool
+}
+
+// CheckReport is the result of Check.
+type CheckReport struct {
+	Checkpoints int   // complete ones, sound or not
+	Packs       int   // packs and other objects that they need
+	Bytes       int64 // of those
+	Leftovers   int   // objects that no checkpoint needs; a sweep removes those that nobody claims
+	LeftBytes   int64
+	Problems    []Problem
+}
+
+// Damaged are the checkpoints' objects that cannot be used, with the first reason
+// of each.
+func (r *CheckReport) Damaged() map[string]string {
+	out := map[string]string{}
+	for _, p := range r.Problems {
+		if _, ok := out[p.Object]; !ok && !p.Harmless && p.Object != "" {
+			out[p.Object] = p.What
+		}
+	}
+	return out
+}
+
+// prefixes of everything in a store but the checkpoints' objects.
+var prefixes = []string{kindEngine + "/", kindImage + "/", "packs/"}
+
+// Check looks at every object of the store, and with readData at every byte. It
+// fails only if it cannot look.
+func (s *Store) Check(ctx context.Context, readData bool, progress func(done, total int64)) (*CheckReport, error) {
+	c := &checker{v: s.vault, r: &CheckReport{}, sizes: map[string]int64{}, needed: map[string][]string{}}
+	objects, err := s.refs.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	for _, p := range prefixes {
+		if err := c.list(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	claimed := map[string]bool{}
+	for _, o := range objects {
+		if o.Err != nil {
+			c.problem(Problem{Object: o.ID, Key: manifestName(o.ID), What: o.Err.Error()})
+			continue
+		}
+		if o.Header.State == refs.Committed {
+			c.checkpoint(ctx, o)
+		}
+		for _, k := range o.Header.Packs {
+			claimed[k] = true
+		}
+		claimed["packs/"+o.ID] = true
+	}
+	for k, n := range c.sizes {
+		if _, id, ok := strings.Cut(k, "/"); ok && !claimed[k] && !claimed["packs/"+id[:max(strings.IndexByte(id, '/'), 0)]] {
+			c.r.Leftovers++
+			c.r.LeftBytes += n
+		}
+	}
+	if err := c.packs(ctx, readData, progress); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(c.r.Problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Key, b.Key), cmp.Compare(a.What, b.What))
+	})
+	return c.r, nil
+}
+
+type checker struct {
+	v     *vault
+	sizes map[string]int64
+
+	mu       sync.Mutex
+	r        *CheckReport
+	needed   map[string][]string // objects' ids by key that they need
+	names    map[string]string   // checkpoints' ids by their objects'
+	segments map[string][]format.Segment
+}
+
+func (c *checker) list(ctx context.Context, prefix string) error {
+	for after, more := "", true; more; {
+		page, m, err := c.v.b.List(ctx, prefix, after, 0)
+		if err != nil {
+			return fmt.Errorf("store: %w", err)
+		}
+		for _, o := range page {
+			c.sizes[o.Key], after = o.Size, o.Key
+		}
+		more = m && len(page) > 0
+	}
+	return nil
+}
+
+func (c *checker) problem(p Problem) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.r.Problems = append(c.r.Problems, p)
+}
+
+// broken notes that something of a checkpoint is not as it should be.
+func (c *checker) broken(id, checkpoint, key string, err error) {
+	what := err.Error()
+	if f := fault.As(err); f.Kind == fault.Internal {
+		what = f.Message
+	}
+	c.problem(Problem{Checkpoint: checkpoint, Object: id, Key: key, What: what})
+}
+
+// checkpoint looks at what only one checkpoint has, and notes what it needs.
+func (c *checker) checkpoint(ctx context.Context, o refs.Object) {
+	c.r.Checkpoints++
+	m, err := c.v.manifest(o.ID, o.Payload)
+	if err != nil {
+		c.broken(o.ID, "", manifestName(o.ID), err)
+		return
+	}
+	im := &Image{id: o.ID, vault: c.v, manifest: m}
+	if err := im.load(ctx); err != nil {
+		c.broken(o.ID, m.Checkpoint, m.Table.Key, err)
+		return
+	}
+	if _, err := im.Base(ctx); err != nil {
+		c.problem(Problem{Checkpoint: m.Checkpoint, Object: o.ID, Key: m.Hashes.Key, What: fault.As(err).Message, Harmless: true})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.names == nil {
+		c.names, c.segments = map[string]string{}, map[string][]format.Segment{}
+	}
+	c.names[o.ID] = m.Checkpoint
+	for _, k := range append(slices.Clone(im.table.Packs), m.objects()...) {
+		if k != m.Hot {
+			c.needed[k] = append(c.needed[k], o.ID)
+		}
+		if !slices.Contains(o.Header.Packs, k) {
+			c.r.Problems = append(c.r.Problems, Problem{m.Checkpoint, o.ID, k, "it is needed, but not protected from garbage collection", false})
+		}
+	}
+	for _, s := range im.table.Segments {
+		k := im.table.Packs[s.Pack]
+		c.segments[k] = append(c.segments[k], s)
+	}
+	for _, b := range []*Blob{m.Engine, m.Image} {
+		for i := 0; b != nil && i < len(b.Parts); i++ {
+			c.segments[b.Parts[i].Key] = nil
+		}
+	}
+}
+
+// packs looks at what checkpoints share.
+func (c *checker) packs(ctx context.Context, readData bool, progress func(done, total int64)) error {
+	var done, total int64
+	for k := range c.needed {
+		total += c.sizes[k]
+	}
+	c.r.Packs, c.r.Bytes = len(c.needed), total
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(runtime.GOMAXPROCS(0), c.v.parallel()))
+	for k, ids := range c.needed {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			harmless, err := c.pack(ctx, k, readData)
+			if err != nil && !damage(err) {
+				return err
+			}
+			for i := 0; err != nil && i < len(ids); i++ {
+				c.problem(Problem{c.names[ids[i]], ids[i], k, err.Error(), harmless})
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if done += c.sizes[k]; progress != nil {
+				progress(done, total)
+			}
+			return nil
+		})
+	}
+	return errors.Join(g.Wait(), ctx.Err())
+}
+
+// damage tells bytes that are wrong from a bucket that does not answer.
+func damage(err error) bool {
+	return errors.Is(err, format.ErrFormat) || errors.Is(err, bucket.ErrNotExist) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errSum)
+}
+
+var errSum = errors.New("does not match its hash")
+
+// pack checks an object that a checkpoint needs.
+func (c *checker) pack(ctx context.Context, key string, readData bool) (harmless bool, err error) {
+	size, ok := c.sizes[key]
+	if !ok {
+		return false, fmt.Errorf("%s is missing (%w)", key, bucket.ErrNotExist)
+	}
+	segments := c.segments[key]
+	end := int64(0)
+	for _, s := range segments {
+		end = max(end, s.Offset+int64(s.Size))
+	}
+	if end > size {
+		return false, fmt.Errorf("%s has %d bytes instead of at least %d (%w)", key, size, end, io.ErrUnexpectedEOF)
+	}
+	if readData {
+		for _, s := range segments {
+			b := make([]byte, s.Size)
+			if err := c.v.b.ReadAt(ctx, key, b, s.Offset); err != nil {
+				return false, fmt.Errorf("%s at %d: %w", key, s.Offset, err)
+			}
+			if blake3.Sum256(b) != s.Sum {
+				return false, fmt.Errorf("%s: the segment at %d %w", key, s.Offset, errSum)
+			}
+		}
+	}
+	if len(segments) > 0 {
+		if _, err := c.v.packIndex(ctx, key, size); err != nil {
+			return true, fmt.Errorf("%s: its index: %w", key, err)
+		}
+	}
+	return false, nil
+}
+
+// packIndex reads the index at the end of a pack.
+func (v *vault) packIndex(ctx context.Context, key string, size int64) ([]format.PackedSegment, error) {
+	if size < int64(format.FooterSize+format.HeadSize) {
+		return nil, io.ErrUnexpectedEOF
+	}
+	tail := make([]byte, format.FooterSize)
+	if err := v.b.ReadAt(ctx, key, tail, size-int64(len(tail))); err != nil {
+		return nil, err
+	}
+	at, n, sum, err := format.Footer(tail, size)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, n)
+	if err := v.b.ReadAt(ctx, key, b, at); err != nil {
+		return nil, err
+	}
+	if blake3.Sum256(b) != sum {
+		return nil, errSum
+	}
+	if b, err = v.open(b, key, indexPart); err != nil {
+		return nil, err
+	}
+	return format.DecodeIndex(b, at)
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+
+	"github.com/opencomputer/oc/internal/engine"
+	v1 "github.com/opencomputer/oc/internal/store/v1"
+)
+
+// Checkpoint is an opened checkpoint of any format. It is safe for concurrent
+// use.
+type Checkpoint interface {
+	// Manifest describes it; not to be changed.
+	Manifest() *Manifest
+	// Ranges are the identities of the pages file's pages, in order; not to be
+	// changed.
+	Ranges() []engine.PageRange
+	// File gives one of the capture's files: FileState, FileMeta or FilePages.
+	File(name string) File
+	// Verify reads and checks everything; progress, if not nil, is told the bytes
+	// that are checked, and all.
+	Verify(ctx context.Context, progress func(done, total int64)) error
+	// Close ends the reading.
+	Close()
+}
+
+// legacy is a checkpoint of the first format.
+type legacy struct {
+	*v1.Image
+	manifest *Manifest
+}
+
+// OpenLegacy opens a checkpoint of the first format by its directory.
+func OpenLegacy(dir string) (Checkpoint, error) {
+	im, err := v1.OpenImage(dir)
+	if err != nil {
+		return nil, err
+	}
+	m := im.Manifest()
+	return &legacy{im, &Manifest{
+		Format: m.Format, Version: m.Version, Checkpoint: m.Checkpoint, Sandbox: m.Sandbox, Parent: m.Parent,
+		CreatedAt: m.CreatedAt, Requirements: m.Requirements, Build: m.Build, ImageHash: m.ImageHash, TreeHash: m.TreeHash,
+		Agent: m.Agent, Shape: m.Shape, SizeBytes: m.LogicalSize(), AddedBytes: m.StoredSize(),
+	}}, nil
+}
+
+func (l *legacy) Manifest() *Manifest { return l.manifest }
+
+func (l *legacy) File(name string) File { return l.Image.File(name) }
+
+func (l *legacy) Verify(ctx context.Context, progress func(done, total int64)) error {
+	if err := l.Image.Verify(ctx); err != nil {
+		return err
+	}
+	if n := l.manifest.SizeBytes; progress != nil {
+		progress(n, n)
+	}
+	return nil
+}

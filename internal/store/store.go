@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opencomputer/oc/internal/bucket"
+	"github.com/opencomputer/oc/internal/bucket/dir"
+	"github.com/opencomputer/oc/internal/bucket/s3"
+	"github.com/opencomputer/oc/internal/durable"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/store/cache"
+	"github.com/opencomputer/oc/internal/store/format"
+	"github.com/opencomputer/oc/internal/store/index"
+	"github.com/opencomputer/oc/internal/store/refs"
+	"github.com/opencomputer/oc/internal/store/seal"
+)
+
+// Config says where a store is. It can be handed to another process as JSON.
+type Config struct {
+	Dir        string     `json:"dir,omitempty"` // of the bucket, unless it is in S3
+	S3         *s3.Config `json:"s3,omitempty"`
+	Cache      string     `json:"cache,omitempty"`      // directory of the local cache; "" is none
+	CacheBytes int64      `json:"cacheBytes,omitempty"` // what it may take
+	KeyFile    string     `json:"keyFile,omitempty"`    // "" is no encryption
+	State      string     `json:"-"`                    // directory of what can be made anew: the index
+}
+
+// Store keeps checkpoints. There is one in each server; others may use the same
+// bucket.
+type Store struct {
+	cfg     Config
+	vault   *vault
+	refs    *refs.Log
+	index   *index.Index
+	catalog *catalog
+	log     *slog.Logger
+	buffers sync.Pool // of hashChunk pages
+
+	ctx    context.Context // of what goes on beside the calls; ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// Open opens a store, makes one in an empty bucket, and learns what is in it.
+func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
+	v, err := openVault(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	ix, err := index.Open(filepath.Join(cfg.State, "index"))
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	s := newStore(cfg, v, ix, log)
+	if err := s.survey(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func newStore(cfg Config, v *vault, ix *index.Index, log *slog.Logger) *Store {
+	s := &Store{
+		cfg: cfg, vault: v, refs: refs.New(v.b, refs.Config{}), index: ix, catalog: newCatalog(), log: log,
+		buffers: sync.Pool{New: func() any { b := make([]byte, hashChunk*format.PageSize); return &b }},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+func openVault(ctx context.Context, cfg Config) (*vault, error) {
+	v := &vault{remote: cfg.S3 != nil}
+	var err error
+	if cfg.S3 != nil {
+		v.b, err = s3.Open(ctx, *cfg.S3)
+	} else {
+		v.b, err = dir.Open(cfg.Dir, durable.Disk{})
+	}
+	if err == nil && cfg.KeyFile != "" {
+		v.keys, err = seal.LoadKeys(cfg.KeyFile)
+	}
+	if err == nil && cfg.Cache != "" {
+		v.cache, err = cache.Open(cfg.Cache, cfg.CacheBytes)
+	}
+	return v, err
+}
+
+// Close ends what goes on in the background.
+func (s *Store) Close() {
+	s.cancel()
+	s.wg.Wait()
+	_ = s.index.Close() // can be made anew
+}
+
+// Location names a checkpoint of this store for Reach, in another process.
+func (s *Store) Location(id string) string {
+	b, _ := json.Marshal(location{s.cfg, id}) // a struct of strings and numbers
+	return string(b)
+}
+
+type location struct {
+	Store  Config `json:"store"`
+	Object string `json:"object"`
+}
+
+// Reach opens a checkpoint by its Location, claiming it, or by its directory if
+// it is of the first format.
+func Reach(ctx context.Context, where string) (Checkpoint, error) {
+	if filepath.IsAbs(where) {
+		return OpenLegacy(where)
+	}
+	var l location
+	if err := json.Unmarshal([]byte(where), &l); err != nil {
+		return nil, fmt.Errorf("store: not a location of a checkpoint: %w", err)
+	}
+	v, err := openVault(ctx, l.Store)
+	if err != nil {
+		return nil, err
+	}
+	return v.image(ctx, refs.New(v.b, refs.Config{}), l.Object)
+}
+
+// Image opens a checkpoint and claims its data: until the image is closed, it
+// can be read, also when it is deleted meanwhile. It fails with a Damaged fault,
+// or NotFound.
+func (s *Store) Image(ctx context.Context, id string) (*Image, error) {
+	return s.vault.image(ctx, s.refs, id)
+}
+
+func (v *vault) image(ctx context.Context, log *refs.Log, id string) (_ *Image, err error) {
+	lease, o, err := log.Read(ctx, id)
+	if errors.Is(err, bucket.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "the checkpoint has no data in the store")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	im := &Image{id: id, vault: v, release: func() { lease.Close(context.WithoutCancel(ctx)) }}
+	im.ctx, im.cancel = lease.Context(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			im.Close()
+		}
+	}()
+	if im.manifest, err = v.manifest(id, o.Payload); err != nil {
+		return nil, err
+	}
+	return im, im.load(ctx)
+}
+
+// manifestName is what a manifest is sealed as.
+func manifestName(id string) string { return "ckpt/" + id }
+
+func (v *vault) manifest(id string, payload []byte) (*Manifest, error) {
+	raw, err := v.open(payload, manifestName(id), 0)
+	if err != nil {
+		return nil, fmt.Errorf("store: object %s: %w", id, err)
+	}
+	return decodeManifest(id, raw)
+}
+
+// load reads the table.
+func (im *Image) load(ctx context.Context) error {
+	raw, err := im.vault.object(ctx, im.manifest.Checkpoint, im.manifest.Table)
+	if err != nil {
+		return err
+	}
+	if raw, err = decoder.DecodeAll(raw, nil); err != nil {
+		return Damaged(im.manifest.Checkpoint, "its table of pages: %v", err)
+	}
+	if im.table, err = format.DecodeTable(raw); err != nil {
+		return Damaged(im.manifest.Checkpoint, "%v", err)
+	}
+	if len(im.table.Files) != len(fileNames) {
+		return Damaged(im.manifest.Checkpoint, "its table has %d files", len(im.table.Files))
+	}
+	im.setTable(im.table)
+	return nil
+}
+
+// survey remembers what the bucket holds, and forgets what it does not.
+func (s *Store) survey(ctx context.Context) error {
+	objects, err := s.refs.List(ctx)
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	seen := map[string]bool{}
+	for _, o := range objects {
+		if o.Header.State != refs.Committed {
+			continue
+		}
+		m, err := s.vault.manifest(o.ID, o.Payload)
+		if err != nil {
+			s.log.Warn("a checkpoint in the store cannot be read", "object", o.ID, "error", err)
+			continue
+		}
+		seen[o.ID] = true
+		s.catalog.add(o.ID, o.Header.Packs, m)
+	}
+	for _, id := range s.catalog.ids() {
+		if !seen[id] {
+			s.forget(id)
+		}
+	}
+	return nil
+}
+
+// forget has the next checkpoints not look for what a deleted one held.
+func (s *Store) forget(id string) {
+	for _, p := range s.catalog.remove(id) {
+		_ = s.index.RemovePack(p) // a hint
+		if s.vault.cache != nil {
+			_ = s.vault.cache.Drop(cacheName(p)) // it goes at last when there is no room
+		}
+	}
+}
+
+// learn remembers a new checkpoint. The index is brought up to date beside what
+// else goes on.
+func (s *Store) learn(id string, packs []string, m *Manifest, packed []packedPack) {
+	s.catalog.add(id, packs, m)
+	s.wg.Go(func() {
+		for _, p := range packed {
+			if s.ctx.Err() != nil {
+				return
+			}
+			if err := s.index.AddPack(p.name, p.table, p.hashes); err != nil {
+				s.log.Warn("the index of pages could not be brought up to date: later checkpoints store more than they need", "error", err)
+				return
+			}
+		}
+		if s.vault.cache != nil {
+			_ = s.vault.cache.Evict(s.ctx) // or the next one does
+		}
+	})
+}
+
+// Delete has a checkpoint go: nobody can open it any more. What it alone needed
+// is freed by the next Sweep. A missing one is nil.
+func (s *Store) Delete(ctx context.Context, id string) error {
+	if err := s.refs.Delete(ctx, id); err != nil && !errors.Is(err, bucket.ErrNotExist) {
+		return fmt.Errorf("store: deleting a checkpoint: %w", err)
+	}
+	s.forget(id)
+	return nil
+}
+
+// Sweep frees what no checkpoint needs, and nobody reads or writes.
+func (s *Store) Sweep(ctx context.Context, o refs.Options) (refs.Report, error) {
+	r, err := s.refs.Sweep(ctx, o)
+	if err != nil {
+		return r, fmt.Errorf("store: %w", err)
+	}
+	return r, nil
+}
+
+// Free is the number of bytes that there is room for, and whether that is known.
+func (s *Store) Free() (int64, bool, error) {
+	sp, ok := s.vault.b.(bucket.Spacer)
+	if !ok {
+		return 0, false, nil
+	}
+	n, err := sp.Free()
+	return n, true, err
+}
+
+// noSpace turns a full disk into a fault that says so.
+func noSpace(err error, id string) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.Wrap(fault.Unavailable, err, "writing checkpoint %s: no space left on the disk of the store", id).
+			WithHint("free some space, for instance by deleting checkpoints, and try again")
+	}
+	if strings.HasPrefix(err.Error(), "store: ") || fault.As(err).Kind != fault.Internal {
+		return err
+	}
+	return fmt.Errorf("store: writing checkpoint %s: %w", id, err)
+}
