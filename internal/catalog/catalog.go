@@ -228,6 +228,18 @@ func (c *Catalog) Path(_ context.Context, hash string) (string, error) {
 	return img.Path, nil
 }
 
+// maxImage bounds an image that comes from elsewhere, in bytes.
+const maxImage = 64 << 30
+
+// Add implements sandbox.Images.
+func (c *Catalog) Add(ctx context.Context, hash, treeHash string, r io.Reader) error {
+	img, err := c.builder.AddImage(ctx, r, hash, maxImage)
+	if err != nil {
+		return err
+	}
+	return c.meta.UpsertImage(ctx, &meta.Image{Hash: hash, TreeHash: treeHash, SizeBytes: img.SizeBytes})
+}
+
 // Delete removes a template of the org, or a built-in one; refused while
 // sandboxes or checkpoints need its tree.
 func (c *Catalog) Delete(ctx context.Context, orgID, name string) error {

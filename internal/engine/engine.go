@@ -167,6 +167,11 @@ type Driver interface {
 	Check(build string, r Requirements) error
 	// Build is the hash of the kept build that new generations run from.
 	Build() string
+	// BuildFile is the file of a kept build, and whether it is there.
+	BuildFile(build string) (path string, ok bool)
+	// AddBuild keeps a build that came from elsewhere; what r gives must have the
+	// hash.
+	AddBuild(build string, r io.Reader) error
 	// Prepare makes the engine process of a generation, in which nothing runs
 	// yet: it waits for Restore.
 	Prepare(ctx context.Context, spec Spec, stdin *os.File) (Process, error)

@@ -5,6 +5,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -34,6 +35,9 @@ type Images interface {
 	Resolve(ctx context.Context, orgID, template string, progress func(string)) (Image, error)
 	// Path is the file of an image that exists.
 	Path(ctx context.Context, imageHash string) (string, error)
+	// Add takes in an image that a checkpoint rests on; what r gives must have the
+	// hash.
+	Add(ctx context.Context, imageHash, treeHash string, r io.Reader) error
 }
 
 // Image is what Images.Resolve found.

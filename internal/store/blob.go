@@ -48,8 +48,8 @@ func (p *put) blob(ctx context.Context, kind, sum, path string) (*Blob, error) {
 	if path == "" {
 		return nil, nil
 	}
-	for id := range p.w.Bases() {
-		if b := p.s.catalog.blob(id, kind, sum); b != nil {
+	for _, base := range p.w.Bases() {
+		if b := p.s.catalog.blob(base.ID, kind, sum); b != nil {
 			return b, nil
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/zeebo/blake3"
@@ -61,31 +60,30 @@ var prefixes = []string{kindEngine + "/", kindImage + "/", "packs/"}
 // fails only if it cannot look.
 func (s *Store) Check(ctx context.Context, readData bool, progress func(done, total int64)) (*CheckReport, error) {
 	c := &checker{v: s.vault, r: &CheckReport{}, sizes: map[string]int64{}, needed: map[string][]string{}}
-	objects, err := s.refs.List(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
-	}
 	for _, p := range prefixes {
 		if err := c.list(ctx, p); err != nil {
 			return nil, err
 		}
 	}
-	claimed := map[string]bool{}
-	for _, o := range objects {
-		if o.Err != nil {
-			c.problem(Problem{Object: o.ID, Key: manifestName(o.ID), What: o.Err.Error()})
-			continue
+	claimed := map[string]bool{} // keys, and the objects whose own keys may all be needed
+	err := s.refs.List(ctx, func(o *refs.Object, err error) error {
+		claimed[o.ID] = o.State != refs.Deleting && o.State != refs.Revoked
+		for _, k := range o.Packs {
+			claimed[k] = claimed[o.ID]
 		}
-		if o.Header.State == refs.Committed {
+		if err != nil {
+			c.problem(Problem{Object: o.ID, Key: manifestName(o.ID), What: err.Error()})
+		} else if o.State == refs.Committed {
+			claimed[o.ID] = false // it lists what it needs
 			c.checkpoint(ctx, o)
 		}
-		for _, k := range o.Header.Packs {
-			claimed[k] = true
-		}
-		claimed["packs/"+o.ID] = true
+		return ctx.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
 	}
 	for k, n := range c.sizes {
-		if _, id, ok := strings.Cut(k, "/"); ok && !claimed[k] && !claimed["packs/"+id[:max(strings.IndexByte(id, '/'), 0)]] {
+		if id, _ := refs.Owner(k); !claimed[k] && !claimed[id] {
 			c.r.Leftovers++
 			c.r.LeftBytes += n
 		}
@@ -140,7 +138,7 @@ func (c *checker) broken(id, checkpoint, key string, err error) {
 }
 
 // checkpoint looks at what only one checkpoint has, and notes what it needs.
-func (c *checker) checkpoint(ctx context.Context, o refs.Object) {
+func (c *checker) checkpoint(ctx context.Context, o *refs.Object) {
 	c.r.Checkpoints++
 	m, err := c.v.manifest(o.ID, o.Payload)
 	if err != nil {
@@ -165,7 +163,7 @@ func (c *checker) checkpoint(ctx context.Context, o refs.Object) {
 		if k != m.Hot {
 			c.needed[k] = append(c.needed[k], o.ID)
 		}
-		if !slices.Contains(o.Header.Packs, k) {
+		if !slices.Contains(o.Packs, k) {
 			c.r.Problems = append(c.r.Problems, Problem{m.Checkpoint, o.ID, k, "it is needed, but not protected from garbage collection", false})
 		}
 	}

@@ -94,17 +94,16 @@ func (p *put) bases() []string {
 
 // usable gives the packs that this checkpoint may refer to.
 func (p *put) usable() (map[string]bool, error) {
-	bases := p.w.Bases()
-	if p.req.Base != nil {
-		if _, ok := bases[p.req.Base.id]; !ok {
-			return nil, errBaseGone
-		}
-	}
 	usable := map[string]bool{}
-	for _, b := range bases {
-		for _, pack := range b.Header.Packs {
+	gone := p.req.Base != nil
+	for _, b := range p.w.Bases() {
+		gone = gone && b.ID != p.req.Base.id
+		for _, pack := range b.Packs {
 			usable[pack] = true
 		}
+	}
+	if gone {
+		return nil, errBaseGone
 	}
 	return usable, nil
 }

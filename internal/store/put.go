@@ -50,7 +50,7 @@ func (s *Store) Put(ctx context.Context, req PutRequest) (id string, _ *Manifest
 	if err != nil {
 		return "", nil, noSpace(err, req.Manifest.Checkpoint)
 	}
-	m, err := p.write(p.w.Context(ctx))
+	m, err := p.write(p.w.Context())
 	if errors.Is(err, errBaseGone) { // so what it has of the base is stored anew
 		if err := p.w.Abort(ctx); err != nil {
 			return "", nil, err

@@ -72,12 +72,14 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 
 func newStore(cfg Config, v *vault, ix *index.Index, log *slog.Logger) *Store {
 	s := &Store{
-		cfg: cfg, vault: v, refs: refs.New(v.b, refs.Config{}), index: ix, catalog: newCatalog(), log: log,
+		cfg: cfg, vault: v, refs: refs.New(v.b, refsConfig), index: ix, catalog: newCatalog(), log: log,
 		buffers: sync.Pool{New: func() any { b := make([]byte, hashChunk*format.PageSize); return &b }},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
+
+var refsConfig = refs.Config{Roots: []string{kindEngine + "/", kindImage + "/"}}
 
 func openVault(ctx context.Context, cfg Config) (*vault, error) {
 	v := &vault{remote: cfg.S3 != nil}
@@ -128,7 +130,7 @@ func Reach(ctx context.Context, where string) (Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return v.image(ctx, refs.New(v.b, refs.Config{}), l.Object)
+	return v.image(ctx, refs.New(v.b, refsConfig), l.Object)
 }
 
 // Image opens a checkpoint and claims its data: until the image is closed, it
@@ -140,14 +142,14 @@ func (s *Store) Image(ctx context.Context, id string) (*Image, error) {
 
 func (v *vault) image(ctx context.Context, log *refs.Log, id string) (_ *Image, err error) {
 	lease, o, err := log.Read(ctx, id)
-	if errors.Is(err, bucket.ErrNotExist) {
+	if errors.Is(err, bucket.ErrNotExist) || errors.Is(err, refs.ErrState) {
 		return nil, fault.New(fault.NotFound, "the checkpoint has no data in the store")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	im := &Image{id: id, vault: v, release: func() { lease.Close(context.WithoutCancel(ctx)) }}
-	im.ctx, im.cancel = lease.Context(context.WithoutCancel(ctx))
+	im := &Image{id: id, vault: v, release: func() { _ = lease.Close(context.WithoutCancel(ctx)) }} // it expires by itself
+	im.ctx, im.cancel = context.WithCancel(lease.Context())
 	defer func() {
 		if err != nil {
 			im.Close()
@@ -191,22 +193,22 @@ func (im *Image) load(ctx context.Context) error {
 
 // survey remembers what the bucket holds, and forgets what it does not.
 func (s *Store) survey(ctx context.Context) error {
-	objects, err := s.refs.List(ctx)
-	if err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
 	seen := map[string]bool{}
-	for _, o := range objects {
-		if o.Header.State != refs.Committed {
-			continue
+	err := s.refs.List(ctx, func(o *refs.Object, err error) error {
+		var m *Manifest
+		if err == nil && o.State == refs.Committed {
+			m, err = s.vault.manifest(o.ID, o.Payload)
 		}
-		m, err := s.vault.manifest(o.ID, o.Payload)
 		if err != nil {
 			s.log.Warn("a checkpoint in the store cannot be read", "object", o.ID, "error", err)
-			continue
+		} else if m != nil {
+			seen[o.ID] = true
+			s.catalog.add(o.ID, o.Packs, m)
 		}
-		seen[o.ID] = true
-		s.catalog.add(o.ID, o.Header.Packs, m)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
 	}
 	for _, id := range s.catalog.ids() {
 		if !seen[id] {

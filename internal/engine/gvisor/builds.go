@@ -11,8 +11,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"github.com/opencomputer/oc/internal/durable"
+	"github.com/opencomputer/oc/internal/fault"
 )
 
 // keepBuild copies the oc binary at path to <dir>/<sha256>/oc, unless it is
@@ -30,29 +32,59 @@ func keepBuild(dir, binary string) (hash string, err error) {
 		return "", fmt.Errorf("engine: reading our own binary: %w", err)
 	}
 	hash = hex.EncodeToString(h.Sum(nil))
-	path := buildPath(dir, hash)
-	if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(buildPath(dir, hash)); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return hash, err
 	}
+	if _, err := self.Seek(0, io.SeekStart); err != nil {
+		return "", fmt.Errorf("engine: reading our own binary: %w", err)
+	}
+	return hash, addBuild(dir, hash, self)
+}
+
+// addBuild keeps what r gives as the build of that hash, if it is.
+func addBuild(dir, hash string, r io.Reader) error {
+	path := buildPath(dir, hash)
 	if err := durable.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return "", fmt.Errorf("engine: keeping our build: %w", err)
+		return fmt.Errorf("engine: keeping a build: %w", err)
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".oc-")
 	if err != nil {
-		return "", fmt.Errorf("engine: keeping our build: %w", err)
+		return fmt.Errorf("engine: keeping a build: %w", err)
 	}
 	defer os.Remove(tmp.Name())
-	if _, err := self.Seek(0, io.SeekStart); err != nil {
-		return "", errors.Join(err, tmp.Close())
-	}
-	_, err = io.Copy(tmp, self)
+	h := sha256.New()
+	_, err = io.Copy(io.MultiWriter(tmp, h), r)
 	if err = errors.Join(err, tmp.Chmod(0o755), tmp.Close()); err != nil {
-		return "", fmt.Errorf("engine: keeping our build: %w", err)
+		return fmt.Errorf("engine: keeping a build: %w", err)
+	}
+	if hex.EncodeToString(h.Sum(nil)) != hash {
+		return errors.Join(fault.New(fault.Invalid, "the bytes received are not the oc build %.12s", hash), os.Remove(tmp.Name()), os.Remove(filepath.Dir(path)))
 	}
 	if err := durable.Rename(tmp.Name(), path); err != nil {
-		return "", fmt.Errorf("engine: keeping our build: %w", err)
+		return fmt.Errorf("engine: keeping a build: %w", err)
 	}
-	return hash, nil
+	return nil
+}
+
+// validBuild keeps what came from elsewhere from being a path.
+var validBuild = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// BuildFile implements engine.Driver.
+func (d *Driver) BuildFile(build string) (string, bool) {
+	if !validBuild.MatchString(build) {
+		return "", false
+	}
+	path := buildPath(d.cfg.BuildsDir, build)
+	_, err := os.Stat(path)
+	return path, err == nil
+}
+
+// AddBuild implements engine.Driver.
+func (d *Driver) AddBuild(build string, r io.Reader) error {
+	if !validBuild.MatchString(build) {
+		return fault.New(fault.Invalid, "%q is not the hash of an oc build", build)
+	}
+	return addBuild(d.cfg.BuildsDir, build, r)
 }
 
 func buildPath(dir, hash string) string { return filepath.Join(dir, hash, "oc") }
