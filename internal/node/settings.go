@@ -53,7 +53,7 @@ func (s *Settings) Bind(f *pflag.FlagSet) {
 	s.BindDataDir(f)
 	f.StringVar(&s.Listen, "listen", DefaultListen, "address of the API; anything but loopback should have TLS in front (env OC_LISTEN)")
 	f.StringVar(&s.Database, "database", "", "metadata: a SQLite file or postgres://…; default <data-dir>/meta.db (env OC_DATABASE)")
-	f.IntVar(&s.CaptureBudgetMB, "capture-budget", 0, "MB of memory that one capture may take; larger sandboxes are captured through the disk; 0 = a quarter of the machine (env OC_CAPTURE_BUDGET)")
+	f.IntVar(&s.CaptureBudgetMB, "capture-budget", 0, "MB of memory that captures together may take; one that finds it taken waits, and a sandbox larger than all of it is captured through the disk; 0 = a quarter of the machine (env OC_CAPTURE_BUDGET)")
 	f.IntVar(&s.MemoryReserveMB, "memory-reserve", 0, "MB of memory that stay free: what would start into them is refused, loading slows down; 0 = 5 % of the machine, at least 512 (env OC_MEMORY_RESERVE)")
 	f.IntVar(&s.LoadRateMB, "load-rate", gvisor.DefaultBulkRate>>20, "MB/s at which a restored sandbox loads the memory that it does not wait for (env OC_LOAD_RATE)")
 	f.IntVar(&s.Pool, "pool", DefaultPool, "engine processes kept prepared for creates and spawns of shapes in demand; 0 = none (env OC_POOL)")
