@@ -87,7 +87,7 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 		return errors.Join(err, s.cfg.Store.Delete(c.ID))
 	}
 	s.cfg.Log.Info("checkpoint ready", "checkpoint", c.ID, "sandbox", c.SandboxID,
-		"bytes", c.SizeBytes, "pause", capt.Pause)
+		"bytes", c.SizeBytes, "copied", capt.CopiedBytes(), "pause", capt.Pause)
 	return nil
 }
 

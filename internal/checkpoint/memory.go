@@ -4,6 +4,8 @@ package checkpoint
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/opencomputer/oc/internal/admission"
@@ -34,29 +36,41 @@ func loads(img *store.Image) int64 {
 	return n
 }
 
-// freeze is the engine's Capture, with the memory for it claimed.
-func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation) (*engine.Capture, error) {
-	budget, claim, err := s.arena(ctx, proc, gen)
-	if err != nil {
-		return nil, err
-	}
-	defer claim.Release() // by then the arena has it, or nobody
-	return s.cfg.Engine.Capture(ctx, proc, budget)
+// room is a capture's share of the memory for arenas. The zero value has none:
+// the capture goes through the disk.
+type room struct {
+	bytes int64
+	leave func() // once or more often; nil for the zero value
 }
 
-// freezeHeld is the engine's CaptureHeld, with the memory for it claimed.
-func (s *Service) freezeHeld(ctx context.Context, proc engine.Process, gen meta.Generation, limit time.Duration) (*engine.Capture, engine.Held, error) {
-	budget, claim, err := s.arena(ctx, proc, gen)
-	if err != nil {
-		return nil, nil, err
+// giveBack ends it, if there is any.
+func (r room) giveBack() {
+	if r.leave != nil {
+		r.leave()
 	}
-	defer claim.Release() // by then the arena has it, or nobody
-	return s.cfg.Engine.CaptureHeld(ctx, proc, budget, limit)
 }
 
-// arena claims the memory that the arena of a generation's capture takes, and gives the budget of that capture: 0, for one through the disk,
-// where the state is larger than the budget or the memory is not there.
-func (s *Service) arena(ctx context.Context, proc engine.Process, gen meta.Generation) (budget int64, claim *admission.Claim, err error) {
+// reserve waits until the budget has room for a generation's capture: for all of
+// its pages, though on a base only few may be copied, because how many is known
+// only when it is frozen. First come, first served, so that a large one gets its
+// turn. One that is larger than the whole budget gets no room. What the guest
+// adds while this waits is not in the number: the memory itself is admitted just
+// before the freeze.
+func (s *Service) reserve(ctx context.Context, proc engine.Process, gen meta.Generation) (room, error) {
+	need := s.most(ctx, proc, gen) + captureOverhead
+	if need > s.cfg.Budget {
+		s.cfg.Log.Warn("capturing through the disk, the pause will be longer", "sandbox", gen.SandboxID,
+			"reason", fmt.Sprintf("it may take %d MB; the memory for captures is %d MB", need>>20, s.cfg.Budget>>20))
+		return room{}, nil
+	}
+	if err := s.arenas.Acquire(ctx, need); err != nil {
+		return room{}, fmt.Errorf("checkpoint: waiting for the memory that other captures hold: %w", context.Cause(ctx))
+	}
+	return room{bytes: need, leave: sync.OnceFunc(func() { s.arenas.Release(need) })}, nil
+}
+
+// most is what a generation's pages may take, in bytes.
+func (s *Service) most(ctx context.Context, proc engine.Process, gen meta.Generation) int64 {
 	mem, dsk := s.cfg.Engine.Usage(proc)
 	need := mem + dsk
 	if len(gen.Pager) > 0 { // it still loads, and will have all of it
@@ -64,8 +78,62 @@ func (s *Service) arena(ctx context.Context, proc engine.Process, gen meta.Gener
 			need = max(need, from.SizeBytes)
 		}
 	}
+	return need
+}
+
+// freeze is the engine's Capture, when there is room and memory for it.
+func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation) (*engine.Capture, error) {
+	r, err := s.reserve(ctx, proc, gen)
+	if err != nil {
+		return nil, err
+	}
+	return s.admitted(ctx, proc, gen, r, func(opts engine.CaptureOptions) (*engine.Capture, error) {
+		return s.cfg.Engine.Capture(ctx, proc, opts)
+	})
+}
+
+// freezeHeld is the engine's CaptureHeld in room that was reserved before, so
+// that nobody waits for it while the sandbox's calls do.
+func (s *Service) freezeHeld(ctx context.Context, proc engine.Process, gen meta.Generation, r room, limit time.Duration) (c *engine.Capture, held engine.Held, err error) {
+	c, err = s.admitted(ctx, proc, gen, r, func(opts engine.CaptureOptions) (c *engine.Capture, err error) {
+		c, held, err = s.cfg.Engine.CaptureHeld(ctx, proc, opts, limit)
+		return c, err
+	})
+	return c, held, err
+}
+
+// admitted captures with the memory for it claimed until the arena has it. The
+// room is given back with the capture's Close, or here if there is no capture.
+func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Generation, r room, capture func(engine.CaptureOptions) (*engine.Capture, error)) (*engine.Capture, error) {
+	budget, claim, err := s.admit(ctx, proc, gen, r)
+	if err != nil {
+		r.giveBack()
+		return nil, err
+	}
+	defer claim.Release()
+	if budget == 0 {
+		r.giveBack() // it goes through the disk
+	}
+	c, err := capture(engine.CaptureOptions{Budget: budget})
+	if err != nil {
+		r.giveBack()
+		return nil, err
+	}
+	free := c.Close
+	c.Close = func() {
+		free()
+		r.giveBack()
+	}
+	return c, nil
+}
+
+// admit claims the memory that the arena of a generation's capture takes, and
+// gives the budget of that capture: 0, for one through the disk, where it has no
+// room or the memory is not there.
+func (s *Service) admit(ctx context.Context, proc engine.Process, gen meta.Generation, r room) (budget int64, claim *admission.Claim, err error) {
+	need := s.most(ctx, proc, gen)
 	what := "a checkpoint of sandbox " + gen.SandboxID
-	if need <= s.cfg.Budget {
+	if r.bytes > 0 {
 		claim, err = s.cfg.Memory.Claim(what, need+captureOverhead)
 		if err == nil {
 			return s.cfg.Budget, claim, nil

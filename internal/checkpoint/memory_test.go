@@ -35,11 +35,11 @@ type measured struct {
 
 func (m *measured) Usage(engine.Process) (memory, disk int64) { return m.usage.Load(), 0 }
 
-func (m *measured) Capture(ctx context.Context, p engine.Process, budget int64) (*engine.Capture, error) {
+func (m *measured) Capture(ctx context.Context, p engine.Process, opts engine.CaptureOptions) (*engine.Capture, error) {
 	m.mu.Lock()
-	m.budgets = append(m.budgets, budget)
+	m.budgets = append(m.budgets, opts.Budget)
 	m.mu.Unlock()
-	return m.Engine.Capture(ctx, p, budget)
+	return m.Engine.Capture(ctx, p, opts)
 }
 
 func (m *measured) lastBudget() int64 {

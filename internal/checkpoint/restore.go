@@ -125,6 +125,12 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 		if sb.State == meta.SandboxStopped { // killed while this waited
 			return fault.New(fault.Gone, "sandbox %s has been stopped", sandboxID)
 		}
+		if saver != nil {
+			if err := saver.reserve(ctx, op); err != nil {
+				return err
+			}
+			defer saver.giveBack()
+		}
 		sb.CPUs, sb.DiskMB, sb.MemoryMB = c.CPUs, c.DiskMB, max(sb.MemoryMB, c.MemoryMB)
 		restored, err := s.cfg.Sandboxes.Restore(ctx, src, []meta.Sandbox{sb})
 		if err != nil {

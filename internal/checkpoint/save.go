@@ -4,6 +4,7 @@ package checkpoint
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,7 +46,21 @@ func (s *Service) RestoreSaving(ctx context.Context, orgID, sandboxID, id string
 type saver struct {
 	s     *Service
 	saved Saved
+	room  room // until save has it
 }
+
+// reserve waits for the room that the capture takes, before anything waits for
+// the restore.
+func (v *saver) reserve(ctx context.Context, op *sandbox.Operation) error {
+	old, err := op.Replaces(ctx)
+	if err == nil && old != nil {
+		v.room, err = v.s.reserve(ctx, old.Process, old.Generation)
+	}
+	return err
+}
+
+// giveBack gives back room that was not used.
+func (v *saver) giveBack() { v.room.giveBack() }
 
 // saves gives the sandbox.Save for a sandbox; nil for a nil saver.
 func (v *saver) saves(sb meta.Sandbox) sandbox.Save {
@@ -70,7 +85,9 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 		return nil, nil, err
 	}
 	s.hurry(old.Generation)
-	capt, held, err := s.freezeHeld(ctx, old.Process, old.Generation, sandbox.HoldLimit)
+	r := v.room
+	v.room = room{} // the capture's from here on
+	capt, held, err := s.freezeHeld(ctx, old.Process, old.Generation, r, sandbox.HoldLimit)
 	if err != nil {
 		s.fail(ctx, &c, err)
 		return nil, nil, fault.Wrap(fault.Unavailable, err, "the present state of sandbox %s cannot be saved: %s", sb.ID, reason(err)).
@@ -91,7 +108,24 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 		s.trimSaved(ctx, c)
 		return nil
 	}
-	return held, store, nil
+	return thawing{held, func() {
+		capt.Close()
+		s.fail(ctx, &c, errors.New("the restore that it was made for did not take place"))
+	}}, store, nil
+}
+
+// thawing is a hold that says when it ends in vain: what replaced the generation
+// is given up, and so is what was saved of it.
+type thawing struct {
+	engine.Held
+	inVain func()
+}
+
+// Thaw implements engine.Held.
+func (t thawing) Thaw(ctx context.Context) error {
+	err := t.Held.Thaw(ctx)
+	t.inVain()
+	return err
 }
 
 // well tells whether the sandbox's agent answers.

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -28,7 +30,7 @@ type Config struct {
 	Images    sandbox.Images
 	Store     *store.Dir
 	Memory    *admission.Ledger // admits the memory of captures; nil: all of it
-	Budget    int64             // memory that one capture may take, in bytes; larger ones go through the disk
+	Budget    int64             // memory that all captures together may take, in bytes; what is larger alone goes through the disk
 	Log       *slog.Logger
 }
 
@@ -39,6 +41,7 @@ type Service struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	locks  locks
+	arenas *semaphore.Weighted // the Budget; in the order in which it was asked for
 }
 
 // The kinds of checkpoints.
@@ -58,7 +61,7 @@ const createWait = 25 * time.Second
 // what an earlier server left.
 func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel}
+	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, arenas: semaphore.NewWeighted(cfg.Budget)}
 	cfg.Sandboxes.OnExpire(s.expire)
 	cfg.Sandboxes.OnOrphan(s.rescue)
 	cfg.Sandboxes.OnUnsaved(s.saveUnsaved)

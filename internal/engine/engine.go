@@ -82,15 +82,29 @@ type Capture struct {
 	Pages               io.ReaderAt // contents of the pages that Copied tells of
 	PagesSize           int64       // size of the whole pages file
 	Ranges              []PageRange // of the pages file, in order
-	Copied              []PageRun   // ascending and not adjoining; nil: Pages is the whole pages file
+	Copied              []PageRun   // ascending by page; nil: Pages is the whole pages file
 	Pause               time.Duration
 	Close               func()
+}
+
+// CopiedBytes is how much of the pages file was copied and is held.
+func (c *Capture) CopiedBytes() int64 {
+	if c.Copied == nil {
+		return c.PagesSize
+	}
+	pages := int64(0)
+	for _, r := range c.Copied {
+		pages += r.Count
+	}
+	return pages * PageSize
 }
 
 // PageSize is the unit of guest memory, in bytes.
 const PageSize = 4096
 
-// PageRun is a run of pages of the pages file that a capture holds.
+// PageRun is a run of pages of the pages file that a capture holds. Runs whose
+// pages adjoin are one run where their contents adjoin too. The last page of a
+// file may be shorter than a page; its contents take a whole page all the same.
 type PageRun struct {
 	Page  int64 // number of the first in the pages file
 	Count int64 // pages
@@ -103,6 +117,19 @@ type Base struct {
 	Ranges []PageRange // of its pages file, in order
 	Hashes []uint64    // XXH3-64 of each page of it with Seed
 	Seed   uint64
+}
+
+// CaptureOptions say how a capture is to be made.
+type CaptureOptions struct {
+	// Budget bounds the memory that the copy may take, in bytes: a generation
+	// that is larger goes through a file on disk, with a longer pause.
+	Budget int64
+	// Base has the capture copy only the pages that differ from it; nil: all.
+	Base *Base
+	// Expect is how much will be copied, in bytes, where somebody knows: room for
+	// so much is made before the freeze, and for what goes beyond it inside the
+	// pause. 0: all. Without a Base it says nothing.
+	Expect int64
 }
 
 // Requirements is what a capture needs to run again; refused with a reason
@@ -179,11 +206,11 @@ type Driver interface {
 	// socket.
 	Start(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
 	// Capture freezes the generation, copies its state and thaws it. It first
-	// waits until a generation that is still loading has loaded. budget bounds
-	// the bytes of memory that the copy may take.
-	Capture(ctx context.Context, p Process, budget int64) (*Capture, error)
+	// waits until a generation that is still loading has loaded. A build that
+	// knows no bases copies all.
+	Capture(ctx context.Context, p Process, opts CaptureOptions) (*Capture, error)
 	// CaptureHeld is Capture, but leaves the generation frozen, for limit at most.
-	CaptureHeld(ctx context.Context, p Process, budget int64, limit time.Duration) (*Capture, Held, error)
+	CaptureHeld(ctx context.Context, p Process, opts CaptureOptions, limit time.Duration) (*Capture, Held, error)
 	// Restore starts the targets from an artefact, by the build that wrote it.
 	Restore(ctx context.Context, src Source, targets []Target) (Restoring, error)
 	// Hurry makes a pager load at full rate, because somebody waits for it.

@@ -66,7 +66,7 @@ func (s *Settings) Bind(f *pflag.FlagSet) {
 	f.StringVar(&s.StoreProfile, "store-profile", "", "profile of the AWS configuration whose credentials are used; also AWS_PROFILE (env OC_STORE_PROFILE)")
 	f.StringVar(&s.StoreKeys, "store-keys", "", "file with the keys that seal checkpoints before they are stored, see oc store new-key; default: not sealed (env OC_STORE_KEYS)")
 	f.IntVar(&s.CacheMB, "cache", DefaultCacheMB, "MB of disk for pages of checkpoints that are read again (env OC_CACHE)")
-	f.IntVar(&s.CaptureBudgetMB, "capture-budget", 0, "MB of memory that one capture may take; larger sandboxes are captured through the disk; 0 = a quarter of the machine (env OC_CAPTURE_BUDGET)")
+	f.IntVar(&s.CaptureBudgetMB, "capture-budget", 0, "MB of memory that captures together may take; one that finds it taken waits, and a sandbox larger than all of it is captured through the disk; 0 = a quarter of the machine (env OC_CAPTURE_BUDGET)")
 	f.IntVar(&s.MemoryReserveMB, "memory-reserve", 0, "MB of memory that stay free: what would start into them is refused, loading slows down; 0 = 5 % of the machine, at least 512 (env OC_MEMORY_RESERVE)")
 	f.IntVar(&s.LoadRateMB, "load-rate", gvisor.DefaultBulkRate>>20, "MB/s at which a restored sandbox loads the memory that it does not wait for (env OC_LOAD_RATE)")
 	f.IntVar(&s.Pool, "pool", DefaultPool, "engine processes kept prepared for creates and spawns of shapes in demand; 0 = none (env OC_POOL)")

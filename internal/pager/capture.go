@@ -3,10 +3,12 @@
 package pager
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -15,17 +17,22 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/state/stateio"
 
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/engine/pageset"
 )
 
 // Arena is where a capture is copied to: three files of memory (or, for a
 // sandbox larger than the memory budget, of disk), handed to the process that
 // makes the capture durable.
 //
+// Of pages that are compared with a base only those are copied that differ, side
+// by side in the order in which they are found.
+//
 // The engine decides when it ends a write; so the mappings live until the
 // arena is closed and the last writer is.
 type Arena struct {
 	files   map[string]*region
 	known   []knownFile // not changed once the engine writes
+	base    *base       // likewise; nil: all pages are copied
 	copying chan struct{}
 	begun   sync.Once // closes copying
 
@@ -38,8 +45,10 @@ type region struct {
 	mem []byte // mapping of the whole file, whose size is the bound
 
 	// Set when the file is finalized; guarded by Arena.mu.
-	n   int64 // bytes written
-	frs []engine.PageRange
+	n      int64 // bytes written
+	used   int64 // bytes kept of them
+	frs    []engine.PageRange
+	copied []engine.PageRun
 }
 
 // NewArena maps the three files; their sizes bound what a capture may take.
@@ -68,6 +77,10 @@ func NewArena(state, meta, pages *os.File) (_ *Arena, err error) {
 	return a, nil
 }
 
+// Compare has the capture copy only pages that differ from a base, which is as
+// pageset.CheckBase wants it. Call it before the engine writes.
+func (a *Arena) Compare(b *engine.Base) { a.base = newBase(b) }
+
 // Prefault brings the first n bytes of the page region into memory, so that
 // the copy inside the pause causes no page faults. It does what it can.
 func (a *Arena) Prefault(n int64) {
@@ -90,7 +103,8 @@ func (a *Arena) Serve() (*os.File, error) { return serve(captureServer{a}) }
 // Copying is closed when the engine, frozen by then, is about to copy its pages.
 func (a *Arena) Copying() <-chan struct{} { return a.copying }
 
-// Sizes are the bytes written to each file, valid after the capture.
+// Sizes are the bytes that the engine wrote to each file, valid after the
+// capture.
 func (a *Arena) Sizes() (state, meta, pages int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -104,6 +118,22 @@ func (a *Arena) Ranges() []engine.PageRange {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.files[checkpointfiles.PagesFileName].frs
+}
+
+// Copied are the runs of pages that were copied, in order, valid after the
+// capture; nil where nothing was compared and all were.
+func (a *Arena) Copied() []engine.PageRun {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.files[checkpointfiles.PagesFileName].copied
+}
+
+// Bytes is how much of the page region the copied pages take, valid after the
+// capture.
+func (a *Arena) Bytes() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.files[checkpointfiles.PagesFileName].used
 }
 
 // Close unmaps the arena, at once or when the last writer is closed; the files
@@ -164,7 +194,7 @@ func (s captureServer) OpenWrite(path string) (stateio.AsyncWriter, error) {
 	w := &captureWriter{a: s.a, r: r, done: make(chan stateio.Completion, maxParallel), jobs: make(chan copyJob, maxParallel)}
 	workers := 1
 	if path == checkpointfiles.PagesFileName {
-		w.identify = true
+		w.identify, w.base = true, s.a.base
 		workers = runtime.NumCPU()
 	}
 	for range workers {
@@ -182,25 +212,32 @@ const (
 )
 
 type copyJob struct {
-	id   int
-	off  int64
-	size uint64
-	from [][]byte
+	id     int
+	off    int64 // in the engine's file
+	size   uint64
+	source uint32
+	frs    []memmap.FileRange // where from is in the source
+	from   [][]byte
 }
 
-// captureWriter copies what the engine writes into a region, in the order in
-// which it is submitted.
+// captureWriter copies what the engine writes into a region: in the order in
+// which it is submitted, or, with a base, the pages that differ from it.
 type captureWriter struct {
 	stateio.NoRegisterClientFD
 	a        *Arena
 	r        *region
-	identify bool // record page identities
+	identify bool  // record page identities
+	base     *base // nil: copy all
 	sources  uint32
 	off      int64
 	frs      []engine.PageRange
 	jobs     chan copyJob
 	done     chan stateio.Completion
 	wg       sync.WaitGroup
+
+	mu   sync.Mutex
+	used int64            // bytes of the region, with a base
+	runs []engine.PageRun // what is copied there, in order of At
 }
 
 // source is one of the engine's memory files.
@@ -220,9 +257,13 @@ func (w *captureWriter) RegisterSourceFD(fd int32, _ uint64, _ []stateio.ClientF
 
 func (w *captureWriter) work() {
 	for j := range w.jobs {
-		dst := w.r.mem[j.off:]
-		for _, m := range j.from {
-			dst = dst[copy(dst, m):]
+		if w.base != nil {
+			w.copyChanged(j)
+		} else {
+			dst := w.r.mem[j.off:]
+			for _, m := range j.from {
+				dst = dst[copy(dst, m):]
+			}
 		}
 		w.done <- stateio.Completion{ID: j.id, N: j.size}
 	}
@@ -232,6 +273,10 @@ func (w *captureWriter) add(id int, size uint64, sf stateio.SourceFile, frs []me
 	off := w.off
 	if uint64(len(w.r.mem))-uint64(off) < size {
 		w.done <- stateio.Completion{ID: id, Err: unix.ENOSPC}
+		return
+	}
+	if w.base != nil && !wholePages(off, frs) {
+		w.done <- stateio.Completion{ID: id, Err: unix.EINVAL}
 		return
 	}
 	w.off += int64(size)
@@ -244,7 +289,67 @@ func (w *captureWriter) add(id int, size uint64, sf stateio.SourceFile, frs []me
 			from[i] = src.mem[fr.Start:fr.End]
 		}
 	}
-	w.jobs <- copyJob{id: id, off: off, size: size, from: from}
+	w.jobs <- copyJob{id: id, off: off, size: size, source: src.index, frs: frs, from: from}
+}
+
+// wholePages tells whether ranges that are written at an offset are pages of the
+// file; the last one may end anywhere.
+func wholePages(off int64, frs []memmap.FileRange) bool {
+	at := uint64(off)
+	for _, fr := range frs {
+		if at%pageSize != 0 || fr.Start%pageSize != 0 {
+			return false
+		}
+		at += fr.Length()
+	}
+	return true
+}
+
+// copyChanged copies the pages that differ from the base.
+func (w *captureWriter) copyChanged(j copyJob) {
+	off := j.off
+	for i, m := range j.from {
+		w.base.changed(j.source, j.frs[i].Start, m, func(from, to int) {
+			copy(w.r.mem[w.place(off+int64(from), to-from):], m[from:to])
+		})
+		off += int64(len(m))
+	}
+}
+
+// place finds room in the region for n bytes of the pages at an offset of the
+// file. There is enough: the whole file would fit.
+func (w *captureWriter) place(off int64, n int) (at int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at = w.used
+	r := engine.PageRun{Page: off / pageSize, Count: pageset.Pages(int64(n)), At: at}
+	w.used += r.Count * pageSize
+	w.runs = appendRun(w.runs, r)
+	return at
+}
+
+// appendRun joins neighbours.
+func appendRun(rs []engine.PageRun, r engine.PageRun) []engine.PageRun {
+	if n := len(rs); n > 0 {
+		if l := &rs[n-1]; l.Page+l.Count == r.Page && l.At+l.Count*pageSize == r.At {
+			l.Count += r.Count
+			return rs
+		}
+	}
+	return append(rs, r)
+}
+
+// copied gives how much is copied, and the runs in the order of their pages;
+// they are not nil.
+func (w *captureWriter) copied() (used int64, runs []engine.PageRun) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	slices.SortFunc(w.runs, func(a, b engine.PageRun) int { return cmp.Compare(a.Page, b.Page) })
+	runs = make([]engine.PageRun, 0, len(w.runs))
+	for _, r := range w.runs {
+		runs = appendRun(runs, r)
+	}
+	return w.used, runs
 }
 
 // appendRange joins neighbours.
@@ -273,9 +378,13 @@ func (w *captureWriter) Wait(cs []stateio.Completion, n int) ([]stateio.Completi
 func (w *captureWriter) Reserve(uint64) {}
 
 func (w *captureWriter) Finalize() error {
+	used, copied := w.off, []engine.PageRun(nil)
+	if w.base != nil {
+		used, copied = w.copied()
+	}
 	w.a.mu.Lock()
 	defer w.a.mu.Unlock()
-	w.r.n, w.r.frs = w.off, w.frs
+	w.r.n, w.r.frs, w.r.used, w.r.copied = w.off, w.frs, used, copied
 	return nil
 }
 

@@ -9,8 +9,9 @@
 // containers, sandboxes or rows.
 //
 // Invariants:
-//   - Inside the pause only memory is copied: arena pages are faulted in before
-//     the freeze, nothing is hashed, compressed or written to disk.
+//   - Inside the pause only memory is compared, by a cheap hash, and copied: arena
+//     pages are faulted in before the freeze, nothing is compressed or written to
+//     disk.
 //   - Pages are served only as the source returns them, which is verified. A
 //     page that cannot be had fails the load; it is never made up.
 //   - Reads that a waiting guest caused are served at once; the rest arrives at
@@ -25,10 +26,12 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/state/stateipc"
 	"gvisor.dev/gvisor/pkg/unet"
 	"gvisor.dev/gvisor/pkg/urpc"
+
+	"github.com/opencomputer/oc/internal/engine"
 )
 
 // pageSize is the unit of guest memory.
-const pageSize = 4096
+const pageSize = engine.PageSize
 
 // serve answers the page protocol on a fresh socket pair with impl, and gives
 // the engine's end. The server ends when all copies of that end are closed.

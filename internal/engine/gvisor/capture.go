@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +17,7 @@ import (
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
-	"github.com/opencomputer/oc/internal/store"
+	"github.com/opencomputer/oc/internal/engine/pageset"
 )
 
 // Bounds of an arena's files. They are sparse: a bound costs nothing.
@@ -31,7 +32,8 @@ const (
 // descriptors in the helper.
 type arena struct {
 	files    []*os.File // state, meta, pages, ranges
-	estimate int64      // bytes of pages expected
+	estimate int64      // bytes of pages, if all are copied
+	onDisk   bool       // the pages
 }
 
 func (a *arena) close() {
@@ -45,16 +47,12 @@ func (a *arena) close() {
 func (d *Driver) newArena(p engine.Process, budget int64) (_ *arena, err error) {
 	mem, dsk := d.Usage(p)
 	a := &arena{estimate: mem + dsk}
-	inMemory := a.estimate <= budget
-	if !inMemory {
-		d.cfg.Log.Warn("sandbox larger than the capture budget: capturing to disk, the pause will be longer",
-			"generation", p.Generation, "bytes", a.estimate, "budget", budget)
-	}
+	a.onDisk = a.estimate > budget
 	for _, r := range []struct {
 		name   string
 		size   int64
 		memory bool
-	}{{"state", maxState, true}, {"meta", maxState, true}, {"pages", a.estimate + pagesSlack, inMemory}, {"ranges", maxRanges, true}} {
+	}{{"state", maxState, true}, {"meta", maxState, true}, {"pages", a.estimate + pagesSlack, !a.onDisk}, {"ranges", maxRanges, true}} {
 		f, err := d.arenaFile(r.name, r.size, r.memory, a.estimate)
 		if err != nil {
 			a.close()
@@ -70,25 +68,44 @@ func (a *arena) captured(sz wire.Sizes) (*engine.Capture, error) {
 	if min(sz.State, sz.Meta, sz.Pages, sz.Ranges) < 0 || sz.Ranges > maxRanges {
 		return nil, fmt.Errorf("engine: the helper reports impossible sizes %+v", sz)
 	}
-	ids := make([]byte, sz.Ranges)
-	if _, err := a.files[3].ReadAt(ids, 0); err != nil && !errors.Is(err, io.EOF) {
+	table := make([]byte, sz.Ranges)
+	if _, err := a.files[3].ReadAt(table, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("engine: reading page identities: %w", err)
 	}
-	ranges, err := store.DecodeRanges(ids, sz.Pages)
+	ranges, copied, err := pageset.DecodeTable(table, sz.Pages)
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
-	return &engine.Capture{
+	c := &engine.Capture{
 		State: a.files[0], StateSize: sz.State,
 		Meta: a.files[1], MetaSize: sz.Meta,
 		Pages: a.files[2], PagesSize: sz.Pages,
-		Ranges: ranges, Pause: time.Duration(sz.PauseNS), Close: a.close,
-	}, nil
+		Ranges: ranges, Copied: copied, Pause: time.Duration(sz.PauseNS), Close: a.close,
+	}
+	if copied != nil && sz.Copied != c.CopiedBytes() {
+		return nil, fmt.Errorf("engine: the helper says that it copied %d bytes, and lists %d", sz.Copied, c.CopiedBytes())
+	}
+	// What was made room for and not used goes back now, not when all is stored.
+	if err := a.files[2].Truncate(c.CopiedBytes()); err != nil {
+		return nil, fmt.Errorf("engine: arena: %w", err)
+	}
+	return c, nil
+}
+
+// report logs a capture, with a warning where its pause was longer than it had
+// to be.
+func (d *Driver) report(p engine.Process, a *arena, c *engine.Capture) {
+	log := d.cfg.Log.With("generation", p.Generation, "bytes", c.PagesSize, "copied", c.CopiedBytes(), "pause", c.Pause)
+	if a.onDisk {
+		log.Warn("captured through a file on disk: the sandbox was larger than the memory for it, so it paused for longer")
+		return
+	}
+	log.Debug("captured")
 }
 
 // Capture implements engine.Driver.
-func (d *Driver) Capture(ctx context.Context, p engine.Process, budget int64) (_ *engine.Capture, err error) {
-	a, err := d.newArena(p, budget)
+func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.CaptureOptions) (_ *engine.Capture, err error) {
+	a, err := d.newArena(p, opts.Budget)
 	if err != nil {
 		return nil, err
 	}
@@ -97,22 +114,67 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, budget int64) (_
 			a.close()
 		}
 	}()
+	req, extra, err := d.captureRequest(p, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer extra.close()
 	ctx, cancel := context.WithTimeoutCause(ctx, d.captureDeadline(p, a.estimate), errCaptureDeadline)
 	defer cancel()
-	ev, err := d.call(ctx, p.Build, d.captureRequest(p), a.files...)
+	ev, err := d.call(ctx, p.Build, req, slices.Concat(a.files, extra)...)
 	if e := d.limitCPUs(p.Generation); err == nil {
 		err = e
 	}
 	if err != nil {
 		return nil, err
 	}
-	return a.captured(ev.Sizes)
+	c, err := a.captured(ev.Sizes)
+	if err == nil {
+		d.report(p, a, c)
+	}
+	return c, err
+}
+
+// extraFiles are the descriptors of a capture that follow the arena's: the mark,
+// and the base if there is one. They may be closed when the helper has them.
+type extraFiles []*os.File
+
+func (x extraFiles) close() {
+	for _, f := range x {
+		_ = f.Close() // memory
+	}
 }
 
 // captureRequest asks for a capture, with the engine's CPU time not limited.
-func (d *Driver) captureRequest(p engine.Process) wire.Request {
+func (d *Driver) captureRequest(p engine.Process, opts engine.CaptureOptions) (_ wire.Request, _ extraFiles, err error) {
 	free := d.groups.CPUs(p.Generation, 0)
-	return wire.Request{Version: wire.Version, Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}, Frozen: &free}
+	req := wire.Request{Version: wire.Version, Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}, Frozen: &free}
+	mark, err := memfd("mark", 1)
+	if err != nil {
+		return req, nil, err
+	}
+	extra := extraFiles{mark}
+	if opts.Base == nil {
+		return req, extra, nil
+	}
+	defer func() {
+		if err != nil {
+			extra.close()
+		}
+	}()
+	if err := pageset.CheckBase(opts.Base); err != nil {
+		return req, nil, fmt.Errorf("engine: the base of a capture: %w", err)
+	}
+	base, err := memfd("base", 0)
+	if err != nil {
+		return req, nil, err
+	}
+	extra = append(extra, base)
+	if _, err := base.WriteAt(pageset.EncodeBase(opts.Base), 0); err != nil { // its offset stays at the beginning
+		return req, nil, fmt.Errorf("engine: the base of a capture: %w", err)
+	}
+	req.Base, req.Expect = true, opts.Expect
+	return req, extra, nil
 }
 
 var errCaptureDeadline = errors.New("the deadline of the capture passed")
@@ -135,15 +197,7 @@ func captureTime(bytes, engineMemory int64) time.Duration {
 // with room for the estimate.
 func (d *Driver) arenaFile(name string, size int64, memory bool, estimate int64) (*os.File, error) {
 	if memory {
-		fd, err := unix.MemfdCreate("oc-capture-"+name, unix.MFD_CLOEXEC)
-		if err != nil {
-			return nil, fmt.Errorf("engine: arena: %w", err)
-		}
-		f := os.NewFile(uintptr(fd), name)
-		if err := f.Truncate(size); err != nil {
-			return nil, errors.Join(fmt.Errorf("engine: arena: %w", err), f.Close())
-		}
-		return f, nil
+		return memfd(name, size)
 	}
 	f, err := os.CreateTemp(d.cfg.DiskDir, "capture-")
 	if err != nil {
@@ -152,6 +206,19 @@ func (d *Driver) arenaFile(name string, size int64, memory bool, estimate int64)
 	err = errors.Join(os.Remove(filepath.Clean(f.Name())), f.Truncate(size), unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, estimate))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("engine: arena on disk: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// memfd makes a file of memory, of a size that costs nothing until it is used.
+func memfd(name string, size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate("oc-capture-"+name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("engine: arena: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if err := f.Truncate(size); err != nil {
+		return nil, errors.Join(fmt.Errorf("engine: arena: %w", err), f.Close())
 	}
 	return f, nil
 }

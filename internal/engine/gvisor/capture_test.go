@@ -195,7 +195,7 @@ func TestBrokenOffCapture(t *testing.T) {
 	broken := 0
 	for after := time.Duration(0); ; after += step {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), after, errOff)
-		c, err := host.Capture(ctx, g.Process, budget)
+		c, err := host.Capture(ctx, g.Process, inMemory)
 		cancel()
 		if err == nil {
 			c.Close()
@@ -347,7 +347,7 @@ func TestMovedDataDirectory(t *testing.T) {
 	}
 	g := host.Adopt(t, p, spec, h) // destroyed below; then again, which is nothing
 	counter := fill(t, g, 16)
-	c, err := a.Capture(t.Context(), p, budget)
+	c, err := a.Capture(t.Context(), p, inMemory)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -412,7 +412,7 @@ func TestCaptureThroughTheDisk(t *testing.T) {
 	t.Parallel()
 	g := host.Start(t, enginetest.Shape())
 	counter := fill(t, g, 32)
-	c, err := host.Capture(t.Context(), g.Process, 1)
+	c, err := host.Capture(t.Context(), g.Process, engine.CaptureOptions{Budget: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
@@ -27,8 +28,8 @@ type held struct {
 }
 
 // CaptureHeld implements engine.Driver.
-func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, budget int64, limit time.Duration) (_ *engine.Capture, _ engine.Held, err error) {
-	a, err := d.newArena(p, budget)
+func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, opts engine.CaptureOptions, limit time.Duration) (_ *engine.Capture, _ engine.Held, err error) {
+	a, err := d.newArena(p, opts.Budget)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -37,19 +38,20 @@ func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, budget int64
 			a.close()
 		}
 	}()
-	mark, err := d.arenaFile("mark", 1, true, 0)
+	req, extra, err := d.captureRequest(p, opts)
 	if err != nil {
 		return nil, nil, err
 	}
 	// Not bound to a context: killed, it would leave the engine paused.
-	helper, err := d.helpers.get(p.Build, wire.VerbCapture, append(a.files, mark)...)
+	helper, err := d.helpers.get(p.Build, wire.VerbCapture, slices.Concat(a.files, extra)...)
+	extra[1:].close()
+	mark := extra[0]
 	if err != nil {
 		return nil, nil, errors.Join(err, mark.Close())
 	}
 	deadline := d.captureDeadline(p, a.estimate)
 	h := &held{d: d, p: p, helper: newDialog(helper), mark: mark}
 	h.watch(ctx, limit+deadline, deadline)
-	req := d.captureRequest(p)
 	req.HoldMS = limit.Milliseconds()
 	ev, err := h.helper.exchange(ctx, deadline, req)
 	if e := d.limitCPUs(p.Generation); err == nil {
@@ -62,6 +64,7 @@ func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, budget int64
 	if err != nil {
 		return nil, nil, errors.Join(err, h.giveUp(ctx, deadline))
 	}
+	d.report(p, a, capt)
 	return capt, h, nil
 }
 

@@ -66,7 +66,7 @@ func TestStandby(t *testing.T) {
 	}
 	g := host.Adopt(t, p, spec, h)
 	before := waiting()
-	c, held, err := d.CaptureHeld(t.Context(), p, budget, time.Minute)
+	c, held, err := d.CaptureHeld(t.Context(), p, inMemory, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestStandby(t *testing.T) {
 	g.Must(t, "true")
 	d.Close()
 	enginetest.Eventually(t, "no helper is left", func() bool { return len(helpersOf(dir)) == 0 })
-	if _, _, err := d.CaptureHeld(t.Context(), p, budget, time.Minute); err == nil {
+	if _, _, err := d.CaptureHeld(t.Context(), p, inMemory, time.Minute); err == nil {
 		t.Error("a closed driver captured")
 	}
 }

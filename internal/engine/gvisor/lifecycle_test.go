@@ -78,7 +78,7 @@ func TestEngineDies(t *testing.T) {
 	if words := host.LastWords(g.Process); words != "" {
 		t.Errorf("a killed engine said %q", words)
 	}
-	if _, err := host.Capture(t.Context(), g.Process, budget); err == nil {
+	if _, err := host.Capture(t.Context(), g.Process, inMemory); err == nil {
 		t.Error("a dead engine was captured")
 	}
 	if err := host.Destroy(t.Context(), g.Process); err != nil {

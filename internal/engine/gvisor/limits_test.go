@@ -86,7 +86,7 @@ func TestCPULimitIsTheGuests(t *testing.T) {
 	limit("started,", g.Generation, 1)
 	dir := checkpoint(t, g)
 	limit("captured,", g.Generation, 1)
-	c, held, err := host.CaptureHeld(t.Context(), g.Process, budget, time.Minute)
+	c, held, err := host.CaptureHeld(t.Context(), g.Process, inMemory, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 // long tells whether larger counts are wanted.
 func long() bool { return os.Getenv("OC_TEST_LONG") != "" }
 
-// budget is the memory that a capture may take.
-const budget = 4 << 30
+// inMemory is a capture of all pages, through memory.
+var inMemory = engine.CaptureOptions{Budget: 4 << 30}
 
 const checkpointID = "cp-00000001"
 
@@ -45,7 +45,7 @@ func checkpoint(t *testing.T, g *enginetest.Guest) (dir string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
 	defer cancel()
-	c, err := host.Capture(ctx, g.Process, budget)
+	c, err := host.Capture(ctx, g.Process, inMemory)
 	if err != nil {
 		t.Fatalf("capture: %v", err)
 	}

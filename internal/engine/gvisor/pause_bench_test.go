@@ -34,7 +34,7 @@ func BenchmarkIdlePause(b *testing.B) {
 	for b.Loop() {
 		for _, p := range []engine.Process{sleeper, agent} {
 			ctx, cancel := context.WithTimeout(b.Context(), enginetest.Patience)
-			c, err := host.Capture(ctx, p, budget)
+			c, err := host.Capture(ctx, p, inMemory)
 			cancel()
 			if err != nil {
 				b.Fatal(err)

@@ -217,7 +217,7 @@ func (e *Engine) launch(spec engine.Spec, stdin *os.File, state []byte) (engine.
 }
 
 // Capture implements engine.Driver.
-func (e *Engine) Capture(ctx context.Context, p engine.Process, _ int64) (*engine.Capture, error) {
+func (e *Engine) Capture(ctx context.Context, p engine.Process, _ engine.CaptureOptions) (*engine.Capture, error) {
 	if err := e.step(ctx, Capture, p.Generation); err != nil {
 		return nil, err
 	}
@@ -232,8 +232,8 @@ func (e *Engine) Capture(ctx context.Context, p engine.Process, _ int64) (*engin
 }
 
 // CaptureHeld implements engine.Driver.
-func (e *Engine) CaptureHeld(ctx context.Context, p engine.Process, budget int64, _ time.Duration) (*engine.Capture, engine.Held, error) {
-	c, err := e.Capture(ctx, p, budget)
+func (e *Engine) CaptureHeld(ctx context.Context, p engine.Process, opts engine.CaptureOptions, _ time.Duration) (*engine.Capture, engine.Held, error) {
+	c, err := e.Capture(ctx, p, opts)
 	return c, free{}, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -19,8 +20,8 @@ import (
 
 	"github.com/opencomputer/oc/internal/engine/gvisor/disk"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+	"github.com/opencomputer/oc/internal/engine/pageset"
 	"github.com/opencomputer/oc/internal/pager"
-	"github.com/opencomputer/oc/internal/store"
 )
 
 // capture copies a running generation's state into the arena that it was
@@ -34,6 +35,10 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 		return err
 	}
 	defer arena.Close()
+	expect, err := compare(arena, req)
+	if err != nil {
+		return err
+	}
 	if req.HoldMS == 0 {
 		endWithServer(arena.Copying())
 	}
@@ -47,7 +52,11 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 		return fmt.Errorf("engine: loading before the checkpoint: %w", err)
 	}
 	warm(t.PID, arena)
-	arena.Prefault(disk.MemoryUsage(t.PID) + disk.Overlay{}.Usage(t.PID))
+	most := disk.MemoryUsage(t.PID) + disk.Overlay{}.Usage(t.PID)
+	if expect > 0 {
+		most = min(most, expect)
+	}
+	arena.Prefault(most)
 	if req.Frozen != nil {
 		if err := req.Frozen.Apply(); err != nil {
 			return err
@@ -65,6 +74,30 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 		return errors.Join(err, p.resume())
 	}
 	return p.hold(in, out, time.Duration(req.HoldMS)*time.Millisecond)
+}
+
+// compare has the arena take only what differs from the request's base, if it
+// has one, and gives how much room is to be made for that; 0 for all.
+func compare(arena *pager.Arena, req wire.Request) (expect int64, err error) {
+	if !req.Base {
+		return 0, nil
+	}
+	f := os.NewFile(wire.FDBase, "base")
+	defer f.Close()
+	raw, err := io.ReadAll(f)
+	if err != nil {
+		return 0, fmt.Errorf("helper: reading the base of a capture: %w", err)
+	}
+	base, err := pageset.DecodeBase(raw)
+	if err != nil {
+		return 0, fmt.Errorf("helper: the base of a capture: %w", err)
+	}
+	arena.Compare(base)
+	if req.Expect <= 0 {
+		return 0, nil
+	}
+	const slack = 4 << 20 // and a quarter: expectations are made of what was before
+	return req.Expect + req.Expect/4 + slack, nil
 }
 
 // paused is an engine that this helper pauses, and says so where others see it.
@@ -136,11 +169,11 @@ func copyState(c *urpc.Client, arena *pager.Arena, out *events) error {
 	}
 	sizes := wire.Sizes{PauseNS: held.Nanoseconds()}
 	sizes.State, sizes.Meta, sizes.Pages = arena.Sizes()
-	ids := store.EncodeRanges(arena.Ranges())
-	if _, err := os.NewFile(wire.FDIDs, "ranges").Write(ids); err != nil {
+	table := pageset.EncodeTable(arena.Ranges(), arena.Copied())
+	if _, err := os.NewFile(wire.FDIDs, "ranges").Write(table); err != nil {
 		return fmt.Errorf("helper: handing over page identities: %w", err)
 	}
-	sizes.Ranges = int64(len(ids))
+	sizes.Ranges, sizes.Copied = int64(len(table)), arena.Bytes()
 	if sizes.State == 0 || sizes.Meta == 0 {
 		return errors.New("engine: checkpoint: the engine wrote no state")
 	}

@@ -31,8 +31,10 @@ const (
 	// EventDone with the Process.
 	VerbPrepare = "prepare"
 	// VerbCapture copies a running generation's state into an arena.
-	// Descriptors: 3 state, 4 meta, 5 pages, 6 ranges (the page identities,
-	// store format). One event: EventDone with Sizes. With Request.HoldMS the
+	// Descriptors: 3 state, 4 meta, 5 pages, 6 ranges (a table of package pageset);
+	// with Request.Base 8 is a base of that package, and only the pages that differ
+	// from it are copied. The magic of the table tells whether the helper's build
+	// knew how. One event: EventDone with Sizes. With Request.HoldMS the
 	// engine stays paused, and the helper waits for one Command, VerbResume or
 	// Keep; it resumes the engine when its standard input or the time ends.
 	VerbCapture = "capture"
@@ -70,8 +72,9 @@ const (
 	FDMeta   = 4
 	FDPages  = 5
 	FDIDs    = 6
-	FDMark   = 7 // capture with HoldMS: one byte of memory, see MarkPaused
-	MaxFiles = 5 // that any verb takes
+	FDMark   = 7 // capture: one byte of memory, see MarkPaused; with HoldMS
+	FDBase   = 8 // capture with Base
+	MaxFiles = 6 // that any verb takes
 
 	FDWatchMark = 3 // watch
 )
@@ -109,6 +112,8 @@ type Request struct {
 	Rate    int64         `json:"rate,omitempty"`   // restore: bulk loading, bytes/s per target
 	Memory  Memory        `json:"memory,omitzero"`  // restore: where it slows down for want of memory
 	HoldMS  int64         `json:"holdMs,omitempty"` // capture: leave the engine paused, for this long at most
+	Base    bool          `json:"base,omitempty"`   // capture: there is one at FDBase
+	Expect  int64         `json:"expect,omitempty"` // capture with Base: bytes of pages that are expected to differ; 0: all
 	Prepare *PrepareExtra `json:"prepare,omitempty"`
 
 	Watch *Watch `json:"watch,omitempty"`
@@ -217,4 +222,5 @@ func (e Event) Err() error {
 type Sizes struct {
 	State, Meta, Pages, Ranges int64
 	PauseNS                    int64
+	Copied                     int64 `json:",omitempty"` // of Pages; 0 also where nobody counted
 }

@@ -45,6 +45,11 @@ func TestVersion1OnTheWire(t *testing.T) {
 			Event{Event: EventDone, Sizes: Sizes{State: 1, Meta: 2, Pages: 3, Ranges: 4, PauseNS: 5}},
 			`{"event":"done","sizes":{"State":1,"Meta":2,"Pages":3,"Ranges":4,"PauseNS":5}}`,
 		},
+		{
+			Request{Version: 1, Verb: VerbCapture, Targets: []Target{{Generation: "gn-1", Dir: "/run/x"}}, Base: true, Expect: 5},
+			`{"version":1,"verb":"capture","targets":[{"generation":"gn-1","dir":"/run/x"}],"base":true,"expect":5}`,
+		},
+		{Event{Event: EventDone, Sizes: Sizes{Copied: 6}}, `{"event":"done","sizes":{"State":0,"Meta":0,"Pages":0,"Ranges":0,"PauseNS":0,"Copied":6}}`},
 	} {
 		b, err := json.Marshal(tt.value)
 		if err != nil || string(b) != tt.want {
