@@ -81,8 +81,9 @@ func dial(u *net.UnixConn) (*Client, error) {
 	return c, nil
 }
 
-// lost says that the other side is gone.
-func lost(err error) error { return fmt.Errorf("link: the pager is gone: %w", err) }
+// lost says that the other side is gone. The end of the connection must not be
+// taken for the end of a file, so it is not wrapped.
+func lost(err error) error { return errors.New("link: the pager is gone: " + err.Error()) }
 
 // received is the one file in a control message, nil where there is none.
 func received(control []byte) (*os.File, error) {

@@ -211,6 +211,16 @@ func TestRefusal(t *testing.T) {
 // When the pager dies, each read under way and each later one fails.
 func TestPagerDies(t *testing.T) {
 	t.Parallel()
+	for name, reset := range map[string]bool{"end": false, "reset": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dies(t, reset)
+		})
+	}
+}
+
+func dies(t *testing.T, reset bool) {
+	t.Helper()
 	conn, theirs := pair(t)
 	other, err := packets(theirs)
 	if err != nil {
@@ -229,9 +239,16 @@ func TestPagerDies(t *testing.T) {
 	if _, err := other.Read(b); err != nil {
 		t.Fatal(err)
 	}
-	other.Close() // with requests that nobody has read
+	for range slotCount - 1 {
+		if !reset { // with requests that nobody has read it is no end of file
+			if _, err := other.Read(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	other.Close()
 	for range 2 * slotCount {
-		if err := <-errs; err == nil || !strings.Contains(err.Error(), "the pager is gone") {
+		if err := <-errs; err == nil || errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "the pager is gone") {
 			t.Errorf("a read under way: %v", err)
 		}
 	}
