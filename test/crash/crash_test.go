@@ -123,7 +123,7 @@ var victims = map[string][]string{
 	"keeper":            {" keeper"},
 	"server and keeper": {" serve", " keeper"},
 	"helper":            {"engine-helper prepare", "engine-helper capture", "engine-helper pause", "engine-helper resume", "engine-helper watch", "engine-helper standby"},
-	"pager":             {"engine-helper restore"},
+	"pager":             {"engine-helper restore", "engine-helper pager"},
 }
 
 func (w *world) round(t *testing.T) {

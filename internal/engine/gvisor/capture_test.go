@@ -38,7 +38,7 @@ while True:
 
 // fill gives a guest a heap of so many MB, a file on its disk, and a process
 // that counts; it gives the counter's session.
-func fill(t *testing.T, g *enginetest.Guest, mb int) (counter string) {
+func fill(t testing.TB, g *enginetest.Guest, mb int) (counter string) {
 	t.Helper()
 	g.Begin(t, fmt.Sprintf(heap, mb))
 	enginetest.Eventually(t, "the heap is filled", func() bool {

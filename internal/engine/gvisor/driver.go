@@ -61,7 +61,8 @@ type Driver struct {
 	need   engine.Requirements
 	reaper proc.Reaper
 
-	helpers *helpers
+	helpers  *helpers
+	features features
 }
 
 var _ engine.Driver = (*Driver)(nil)

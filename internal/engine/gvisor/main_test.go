@@ -53,7 +53,7 @@ func checkpoint(t *testing.T, g *enginetest.Guest) (dir string) {
 }
 
 // keep stores a capture and closes it.
-func keep(t *testing.T, c *engine.Capture) (dir string) {
+func keep(t testing.TB, c *engine.Capture) (dir string) {
 	t.Helper()
 	defer c.Close()
 	d, err := store.OpenDir(filepath.Join(t.TempDir(), "checkpoints"))

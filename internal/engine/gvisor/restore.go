@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 
@@ -19,14 +20,15 @@ import (
 )
 
 // Restore implements engine.Driver. The engine processes are prepared side by
-// side, then one helper loads the checkpoint into all of them and stays as
-// their pager, also when this server ends.
+// side, then one helper loads the checkpoint into all of them and stays to serve
+// their pages, also when this server ends; beside it a pager, if it is of
+// another build.
 func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engine.Target) (_ engine.Restoring, err error) {
 	build, err := d.buildFor(src.Build, src.Engine)
 	if err != nil {
 		return nil, err
 	}
-	r, err := d.startPager(build, len(targets)) // beside the preparations
+	r, err := d.startRestoring(ctx, build, src.Dir, len(targets)) // beside the preparations
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +60,7 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	if err := r.begin(wire.Request{Image: src.Dir, Rate: bulkRate(d.cfg.BulkRate, len(targets)), Memory: wire.Memory{Reserve: d.cfg.Reserve, Groups: d.groups.MemoryGroups()}}); err != nil {
+	if err := r.begin(wire.Request{Rate: bulkRate(d.cfg.BulkRate, len(targets)), Memory: wire.Memory{Reserve: d.cfg.Reserve, Groups: d.groups.MemoryGroups()}}); err != nil {
 		return nil, err
 	}
 	if err := r.awaitRunning(ctx); err != nil {
@@ -88,6 +90,8 @@ type restoring struct {
 	*helperProc
 	procs []engine.Process
 	pager engine.Process
+	from  wire.Request // what it is told of the image
+	pages *pageSource  // nil: the helper opens the image itself
 
 	running chan struct{} // closed when each target runs or is lost
 	loaded  chan struct{} // closed when each target is loaded or lost
@@ -107,15 +111,30 @@ const (
 	targetOver // loaded or lost
 )
 
-// startPager starts the helper; it waits for begin.
-func (d *Driver) startPager(build string, targets int) (*restoring, error) {
-	// Not bound to a context: the pager ends by itself.
-	h, err := d.helpers.get(build, wire.VerbRestore)
+// startRestoring starts the helper, which waits for begin, and the pager where
+// there is one.
+func (d *Driver) startRestoring(ctx context.Context, build, image string, targets int) (*restoring, error) {
+	from := wire.Request{Image: image}
+	var files []*os.File
+	var pages *pageSource
+	linked, err := d.linked(ctx, build)
+	if err == nil && linked {
+		var end *os.File
+		if pages, end, err = d.startPager(image); err == nil {
+			defer end.Close() // the helper has it by then
+			from, files = wire.Request{Linked: true}, []*os.File{end}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Not bound to a context: the helper ends by itself.
+	h, err := d.helpers.get(build, wire.VerbRestore, files...)
 	if err != nil {
 		return nil, err
 	}
 	r := &restoring{
-		helperProc: h, procs: make([]engine.Process, targets),
+		helperProc: h, from: from, pages: pages, procs: make([]engine.Process, targets),
 		running: make(chan struct{}), loaded: make(chan struct{}),
 		state: make([]targetState, targets), errs: make([]error, targets), replies: map[int]chan error{},
 	}
@@ -128,6 +147,7 @@ func (d *Driver) startPager(build string, targets int) (*restoring, error) {
 // begin has the helper load what the request says into the prepared processes.
 func (r *restoring) begin(req wire.Request) error {
 	req.Version, req.Verb = wire.Version, wire.VerbRestore
+	req.Image, req.Linked = r.from.Image, r.from.Linked
 	for _, p := range r.procs {
 		req.Targets = append(req.Targets, target(p))
 	}
@@ -154,6 +174,7 @@ func (r *restoring) events() {
 	}
 	_ = r.wait() // its events said what there was to say
 	r.end(failure)
+	r.pages.unwanted()
 }
 
 func (r *restoring) reply(ev wire.Event) {

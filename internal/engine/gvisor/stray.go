@@ -58,7 +58,7 @@ func strayHelpers(dir string) (pids []int) {
 		}
 		args := bytes.Split(line, []byte{0})
 		if len(args) > 2 && string(args[1]) == HelperCommand &&
-			slices.Contains([]string{wire.VerbPrepare, wire.VerbCapture, wire.VerbPause, wire.VerbResume, wire.VerbWatch}, string(args[2])) {
+			slices.Contains([]string{wire.VerbPrepare, wire.VerbCapture, wire.VerbPause, wire.VerbResume, wire.VerbWatch, wire.VerbFeatures}, string(args[2])) {
 			pids = append(pids, pid)
 		}
 	}

@@ -59,14 +59,17 @@ func Main() int {
 		return 1
 	}
 	run := map[string]func(*bufio.Reader, *events, wire.Request) error{
-		wire.VerbPrepare: prepare,
-		wire.VerbCapture: capture,
-		wire.VerbRestore: restore,
-		wire.VerbPause:   steer,
-		wire.VerbResume:  steer,
-		wire.VerbWatch:   watch,
+		wire.VerbPrepare:  prepare,
+		wire.VerbCapture:  capture,
+		wire.VerbRestore:  restore,
+		wire.VerbPause:    steer,
+		wire.VerbResume:   steer,
+		wire.VerbWatch:    watch,
+		wire.VerbPager:    serveImage,
+		wire.VerbFeatures: features,
 	}[req.Verb]
-	if run == nil || len(req.Targets) == 0 {
+	untargeted := req.Verb == wire.VerbPager || req.Verb == wire.VerbFeatures
+	if run == nil || len(req.Targets) == 0 && !untargeted {
 		out.done(wire.Event{Error: fmt.Sprintf("helper: request %q with %d targets is not understood", req.Verb, len(req.Targets))})
 		return 1
 	}
@@ -110,6 +113,12 @@ func readLine[T any](r *bufio.Reader) (v T, err error) {
 		}
 	}
 	return v, json.Unmarshal(line, &v)
+}
+
+// features tells what this build's helpers can do.
+func features(_ *bufio.Reader, out *events, _ wire.Request) error {
+	out.done(wire.Event{Features: []string{wire.FeatureLinked}})
+	return nil
 }
 
 // connect opens the control socket of a generation's engine.

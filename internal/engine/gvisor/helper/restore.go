@@ -19,19 +19,13 @@ import (
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/hostmem"
 	"github.com/opencomputer/oc/internal/pager"
-	"github.com/opencomputer/oc/internal/store"
 )
 
-// pagerOOMScore makes the kernel spare a pager: sandboxes that are still
-// loading die with it.
-const pagerOOMScore = -500
-
-// restoring is a restore in progress: this process is the pager of its
+// restoring is a restore in progress: this process serves the pages of its
 // targets, and outlives the server.
 type restoring struct {
 	req     wire.Request
 	out     *events
-	image   *store.Image
 	servers []*pager.Server
 	turns   chan struct{} // an engine that decodes its state takes one
 }
@@ -39,15 +33,13 @@ type restoring struct {
 // restore loads the checkpoint into the targets and returns when all of them
 // are loaded or lost, and the server has released this process or gone away.
 func restore(in *bufio.Reader, out *events, req wire.Request) error {
-	ignoreHangups()
-	_ = proc.SetOOMScore(os.Getpid(), pagerOOMScore) // needs CAP_SYS_RESOURCE; best effort
-	image, err := store.OpenImage(req.Image)
+	outlive()
+	files, closeFiles, err := openSource(req)
 	if err != nil {
 		return err
 	}
-	defer image.Close()
-	r := &restoring{req: req, out: out, image: image, servers: make([]*pager.Server, len(req.Targets)), turns: make(chan struct{}, runtime.NumCPU()+1)}
-	files := pager.Files{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages)}
+	defer closeFiles()
+	r := &restoring{req: req, out: out, servers: make([]*pager.Server, len(req.Targets)), turns: make(chan struct{}, runtime.NumCPU()+1)}
 	for i := range req.Targets {
 		r.servers[i] = pager.NewServer(files, req.Rate, func(err error) { r.lose(i, err) })
 	}

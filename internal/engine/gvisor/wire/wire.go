@@ -41,7 +41,17 @@ const (
 	// VerbRestore loads a checkpoint into prepared engine processes and serves
 	// their pages until all are loaded. Events: EventRunning, EventLoaded,
 	// EventLost per target; EventDone answers each Command on standard input.
+	// With Request.Linked it reads nothing itself: descriptor 3 is its end of a
+	// connection of package pager/link.
 	VerbRestore = "restore"
+	// VerbPager opens Request.Image for a helper of another build and serves it,
+	// until that one's end is closed, over the connection that is descriptor 3.
+	// Without targets. EventDone only if it cannot.
+	VerbPager = "pager"
+	// VerbFeatures asks a build what its helpers can do beyond what the first
+	// ones of this version could, which do not know the verb. One event: EventDone
+	// with Features.
+	VerbFeatures = "features"
 	// VerbWatch is the watchdog of a capture with HoldMS, with Request.Watch.
 	// Descriptor: 3 the capture's mark. EventRunning when it watches; a Command
 	// dismisses it, which EventDone answers. When its standard input ends it
@@ -52,6 +62,9 @@ const (
 	VerbPause  = "pause"
 	VerbResume = "resume"
 )
+
+// FeatureLinked is that VerbRestore knows Request.Linked.
+const FeatureLinked = "linked"
 
 // Standby in the place of the verb starts a helper that waits until it is
 // wanted: its descriptor 3 is a socket of packets (unix(7), SOCK_SEQPACKET),
@@ -74,6 +87,7 @@ const (
 	FDIDs    = 6
 	FDMark   = 7 // capture: one byte of memory, see MarkPaused; with HoldMS
 	FDBase   = 8 // capture with Base
+	FDLink   = 3 // pager, and restore with Linked
 	MaxFiles = 6 // that any verb takes
 
 	FDWatchMark = 3 // watch
@@ -106,9 +120,10 @@ func IsPaused(f *os.File) (bool, error) {
 type Request struct {
 	Version int           `json:"version"`
 	Verb    string        `json:"verb"`
-	Targets []Target      `json:"targets"` // one, but for restore
+	Targets []Target      `json:"targets"` // one, but for restore, pager and features
 	Start   bool          `json:"start,omitempty"`
-	Image   string        `json:"image,omitempty"`  // restore: directory of the checkpoint artefact
+	Image   string        `json:"image,omitempty"`  // restore, pager: directory of the checkpoint artefact
+	Linked  bool          `json:"linked,omitempty"` // restore: a pager has the image, which is not named
 	Rate    int64         `json:"rate,omitempty"`   // restore: bulk loading, bytes/s per target
 	Memory  Memory        `json:"memory,omitzero"`  // restore: where it slows down for want of memory
 	HoldMS  int64         `json:"holdMs,omitempty"` // capture: leave the engine paused, for this long at most
@@ -184,6 +199,8 @@ type Event struct {
 	Fault   *Fault         `json:"fault,omitempty"` // more about the Error, where a person can act on it
 	Process engine.Process `json:"process,omitzero"`
 	Sizes   Sizes          `json:"sizes,omitzero"`
+
+	Features []string `json:"features,omitempty"` // of VerbFeatures
 }
 
 // Fault is what a fault.Fault says besides its text.

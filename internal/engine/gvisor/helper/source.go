@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helper
+
+import (
+	"bufio"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+	"github.com/opencomputer/oc/internal/pager"
+	"github.com/opencomputer/oc/internal/pager/link"
+	"github.com/opencomputer/oc/internal/store"
+)
+
+// pagerOOMScore makes the kernel spare the processes of a restore: sandboxes
+// that are still loading die with them.
+const pagerOOMScore = -500
+
+// outlive has this process stay when its server goes.
+func outlive() {
+	ignoreHangups()
+	_ = proc.SetOOMScore(os.Getpid(), pagerOOMScore) // needs CAP_SYS_RESOURCE; best effort
+}
+
+// openImage opens the checkpoint at a location, which is its directory in the
+// store.
+func openImage(location string) (*store.Image, error) { return store.OpenImage(location) }
+
+// openSource gives the files that a restore is from: the pager's where the
+// request says that there is one, otherwise those of the image itself.
+func openSource(req wire.Request) (_ pager.Files, done func(), err error) {
+	if req.Linked {
+		c, err := link.Dial(linkEnd())
+		if err != nil {
+			return pager.Files{}, nil, err
+		}
+		return pager.Files{State: c.State(), Meta: c.Meta(), Pages: c.Pages()}, func() { _ = c.Close() }, nil // it ends with us
+	}
+	image, err := openImage(req.Image)
+	if err != nil {
+		return pager.Files{}, nil, err
+	}
+	return pager.Files{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages)}, image.Close, nil
+}
+
+// linkEnd is this process' end of a link, which no child of it gets.
+func linkEnd() *os.File {
+	unix.CloseOnExec(wire.FDLink)
+	return os.NewFile(wire.FDLink, "link")
+}
+
+// serveImage is the pager of a helper of another build: the only one of the two
+// that knows the store. It ends when the helper does.
+func serveImage(_ *bufio.Reader, _ *events, req wire.Request) error {
+	outlive()
+	image, err := openImage(req.Image)
+	if err != nil {
+		_ = link.Refuse(linkEnd(), err) // the helper may be gone
+		return err
+	}
+	defer image.Close()
+	return link.Serve(linkEnd(), link.Sources{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages)})
+}
