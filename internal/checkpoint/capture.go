@@ -30,7 +30,7 @@ func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Ch
 	if err != nil {
 		return err
 	}
-	if err := s.preflight(ctx, run); err != nil {
+	if err := s.preflight(ctx, run, c.SandboxID); err != nil {
 		return err
 	}
 	gen, err := s.cfg.Meta.Generation(ctx, run.Generation().ID)
@@ -38,22 +38,22 @@ func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Ch
 		return err
 	}
 	s.hurry(gen)
-	capt, err := s.freeze(ctx, run.Process(), gen)
-	if err != nil {
-		return err
-	}
-	defer capt.Close()
 	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
 	if err != nil {
 		return err
 	}
 	c.ParentID = sb.LastCheckpoint
+	capt, err := s.freeze(ctx, run.Process(), gen, c.ParentID)
+	if err != nil {
+		return err
+	}
+	defer capt.close()
 	return s.keep(ctx, run.Process(), gen, capt, c, true)
 }
 
 // keep stores a capture and marks its row ready. head tells whether the
 // sandbox's state descends from it.
-func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Generation, capt *engine.Capture, c *meta.Checkpoint, head bool) error {
+func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Generation, capt *frozen, c *meta.Checkpoint, head bool) error {
 	img, err := s.cfg.Meta.Image(ctx, gen.ImageHash)
 	if err != nil {
 		return err
@@ -62,17 +62,25 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 	c.CPUs, c.MemoryMB, c.DiskMB = gen.CPUs, gen.MemoryMB, gen.DiskMB
 	need := s.cfg.Engine.Requirements()
 	need.Engine = proc.Engine // of the build that wrote it, which may be an earlier one
-	m, err := s.cfg.Store.Put(ctx, store.Manifest{
-		Checkpoint: c.ID, Sandbox: c.SandboxID, Parent: c.ParentID, CreatedAt: c.CreatedAt.UTC(),
-		Requirements: need, Build: c.Build, ImageHash: c.ImageHash, TreeHash: c.TreeHash,
-		Agent: wire.Version,
-		Shape: engine.Shape{CPUs: c.CPUs, MemoryBytes: int64(c.MemoryMB) << 20, DiskBytes: int64(c.DiskMB) << 20},
-	}, capt, nil)
+	req := store.PutRequest{
+		Manifest: store.Manifest{
+			Checkpoint: c.ID, Org: c.OrgID, Sandbox: c.SandboxID, Name: c.Name, Parent: c.ParentID, CreatedAt: c.CreatedAt.UTC(),
+			Requirements: need, Build: c.Build, ImageHash: c.ImageHash, TreeHash: c.TreeHash,
+			Agent: wire.Version,
+			Shape: engine.Shape{CPUs: c.CPUs, MemoryBytes: int64(c.MemoryMB) << 20, DiskBytes: int64(c.DiskMB) << 20},
+		},
+		Capture: capt.Capture, Base: capt.base,
+	}
+	if req.ImagePath, err = s.cfg.Images.Path(ctx, img.Hash); err != nil {
+		return err
+	}
+	req.EnginePath, _ = s.cfg.Engine.BuildFile(proc.Build) // there: an engine runs from it
+	object, m, err := s.cfg.Store.Put(ctx, req)
 	if err != nil {
 		return err
 	}
 	now := time.Now()
-	c.Status, c.ReadyAt, c.SizeBytes, c.AddedBytes = meta.CheckpointReady, &now, m.LogicalSize(), m.StoredSize()
+	c.Status, c.ReadyAt, c.SizeBytes, c.AddedBytes, c.Object = meta.CheckpointReady, &now, m.SizeBytes, m.AddedBytes, object
 	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
 		sb, err := tx.SandboxAnyOrg(ctx, c.SandboxID)
 		if err != nil {
@@ -84,7 +92,8 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 		return errors.Join(tx.UpdateCheckpoint(ctx, c), tx.UpdateSandbox(ctx, &sb))
 	})
 	if err != nil {
-		return errors.Join(err, s.cfg.Store.Delete(c.ID))
+		c.Object = ""
+		return errors.Join(err, s.discard(context.WithoutCancel(ctx), artefact{object: object}))
 	}
 	s.cfg.Log.Info("checkpoint ready", "checkpoint", c.ID, "sandbox", c.SandboxID,
 		"bytes", c.SizeBytes, "copied", capt.CopiedBytes(), "pause", capt.Pause)
@@ -93,25 +102,34 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 
 // preflight refuses to capture a sandbox that is not well, or without room for
 // the result, and says which.
-func (s *Service) preflight(ctx context.Context, run *sandbox.Run) error {
+func (s *Service) preflight(ctx context.Context, run *sandbox.Run, sandboxID string) error {
 	ctx, cancel := context.WithTimeout(ctx, preflightTimeout)
 	defer cancel()
 	if _, err := run.Agent().Sessions(ctx); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the sandbox's agent does not answer; no checkpoint was made").
 			WithHint("the sandbox runs on; see whether it is out of memory or processes")
 	}
-	return s.roomFor(run.Process())
-}
-
-// roomFor refuses a capture whose result the data disk has no room for.
-func (s *Service) roomFor(p engine.Process) error {
-	mem, disk := s.cfg.Engine.Usage(p)
-	free, err := s.cfg.Store.Free()
+	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, sandboxID)
 	if err != nil {
 		return err
 	}
-	if need := mem + disk + spaceMargin; free < need {
-		return fault.New(fault.Unavailable, "no space for the checkpoint: up to %d MB are needed, %d MB are free on the data disk", need>>20, free>>20).
+	return s.roomFor(ctx, run.Process(), sb.LastCheckpoint)
+}
+
+// roomFor refuses a capture whose result the store has no room for; of one that
+// has a parent as much is expected as that brought.
+func (s *Service) roomFor(ctx context.Context, p engine.Process, parent string) error {
+	free, known, err := s.cfg.Store.Free()
+	if err != nil || !known {
+		return err
+	}
+	mem, disk := s.cfg.Engine.Usage(p)
+	need := mem + disk
+	if c, err := s.cfg.Meta.CheckpointAnyOrg(ctx, parent); err == nil && c.Status == meta.CheckpointReady && c.Object != "" {
+		need = min(need, 2*c.AddedBytes)
+	}
+	if need += spaceMargin; free < need {
+		return fault.New(fault.Unavailable, "no space for the checkpoint: up to %d MB are needed, %d MB are free on the disk of the store", need>>20, free>>20).
 			WithHint("free some space, for instance by deleting checkpoints, and try again")
 	}
 	return nil

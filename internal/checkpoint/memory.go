@@ -26,7 +26,7 @@ const (
 
 // loads is what a generation that is restored from a checkpoint loads into
 // memory, in bytes. What it loads of the disk is the disk's.
-func loads(img *store.Image) int64 {
+func loads(img store.Checkpoint) int64 {
 	n := img.File(store.FileState).Size() * graphGrowth
 	for _, r := range img.Ranges() {
 		if r.Source == 0 {
@@ -81,30 +81,44 @@ func (s *Service) most(ctx context.Context, proc engine.Process, gen meta.Genera
 	return need
 }
 
-// freeze is the engine's Capture, when there is room and memory for it.
-func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation) (*engine.Capture, error) {
+// frozen is a capture and the checkpoint that it is based on.
+type frozen struct {
+	*engine.Capture
+	base *store.Image // nil: it holds all pages
+}
+
+func (f *frozen) close() {
+	f.Close()
+	if f.base != nil {
+		f.base.Close()
+	}
+}
+
+// freeze is the engine's Capture, when there is room and memory for it, of what
+// differs from the parent.
+func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation, parent string) (*frozen, error) {
 	r, err := s.reserve(ctx, proc, gen)
 	if err != nil {
 		return nil, err
 	}
-	return s.admitted(ctx, proc, gen, r, func(opts engine.CaptureOptions) (*engine.Capture, error) {
+	return s.admitted(ctx, proc, gen, parent, r, func(opts engine.CaptureOptions) (*engine.Capture, error) {
 		return s.cfg.Engine.Capture(ctx, proc, opts)
 	})
 }
 
 // freezeHeld is the engine's CaptureHeld in room that was reserved before, so
 // that nobody waits for it while the sandbox's calls do.
-func (s *Service) freezeHeld(ctx context.Context, proc engine.Process, gen meta.Generation, r room, limit time.Duration) (c *engine.Capture, held engine.Held, err error) {
-	c, err = s.admitted(ctx, proc, gen, r, func(opts engine.CaptureOptions) (c *engine.Capture, err error) {
+func (s *Service) freezeHeld(ctx context.Context, proc engine.Process, gen meta.Generation, parent string, r room, limit time.Duration) (f *frozen, held engine.Held, err error) {
+	f, err = s.admitted(ctx, proc, gen, parent, r, func(opts engine.CaptureOptions) (c *engine.Capture, err error) {
 		c, held, err = s.cfg.Engine.CaptureHeld(ctx, proc, opts, limit)
 		return c, err
 	})
-	return c, held, err
+	return f, held, err
 }
 
 // admitted captures with the memory for it claimed until the arena has it. The
 // room is given back with the capture's Close, or here if there is no capture.
-func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Generation, r room, capture func(engine.CaptureOptions) (*engine.Capture, error)) (*engine.Capture, error) {
+func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Generation, parent string, r room, capture func(engine.CaptureOptions) (*engine.Capture, error)) (*frozen, error) {
 	budget, claim, err := s.admit(ctx, proc, gen, r)
 	if err != nil {
 		r.giveBack()
@@ -114,8 +128,16 @@ func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Ge
 	if budget == 0 {
 		r.giveBack() // it goes through the disk
 	}
-	c, err := capture(engine.CaptureOptions{Budget: budget})
+	f := &frozen{}
+	opts := engine.CaptureOptions{Budget: budget}
+	if f.base, opts.Base = s.base(ctx, parent); f.base != nil {
+		opts.Expect = expected(f.base.Manifest())
+	}
+	c, err := capture(opts)
 	if err != nil {
+		if f.base != nil {
+			f.base.Close()
+		}
 		r.giveBack()
 		return nil, err
 	}
@@ -124,7 +146,8 @@ func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Ge
 		free()
 		r.giveBack()
 	}
-	return c, nil
+	f.Capture = c
+	return f, nil
 }
 
 // admit claims the memory that the arena of a generation's capture takes, and
@@ -140,7 +163,7 @@ func (s *Service) admit(ctx context.Context, proc engine.Process, gen meta.Gener
 		}
 		s.cfg.Log.Warn("capturing through the disk, the pause will be longer", "sandbox", gen.SandboxID, "reason", err)
 	}
-	free, err := s.cfg.Store.Free()
+	free, err := s.cfg.DataFree()
 	if err != nil {
 		return 0, nil, err
 	}

@@ -51,28 +51,25 @@ func (s *Service) ready(ctx context.Context, orgID, id string) (meta.Checkpoint,
 
 // open checks that a checkpoint can run here and opens its artefact. The
 // artefact cannot be deleted until release is called.
-func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img *store.Image, src sandbox.Source, release func(), err error) {
+func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkpoint, src sandbox.Source, release func(), err error) {
 	unlock := s.locks.rlock(c.ID)
 	defer func() {
 		if err != nil {
 			unlock()
 		}
 	}()
-	img, err = s.cfg.Store.Open(c.ID)
+	img, place, err := s.reach(ctx, artefactOf(c))
 	if err != nil {
 		return nil, src, nil, err
 	}
-	m := img.Manifest()
-	path := ""
-	if err = s.cfg.Engine.Check(m.Build, m.Requirements); err == nil {
-		path, err = s.cfg.Images.Path(ctx, m.ImageHash)
-	}
+	path, err := s.rests(ctx, img)
 	if err != nil {
 		img.Close()
 		return nil, src, nil, err
 	}
+	m := img.Manifest()
 	src = sandbox.Source{
-		Checkpoint: c.ID, Artefact: engine.Source{Dir: s.cfg.Store.Path(c.ID), Build: m.Build, Engine: m.Requirements.Engine},
+		Checkpoint: c.ID, Artefact: engine.Source{Location: place, Build: m.Build, Engine: m.Requirements.Engine},
 		Image:  sandbox.Image{Template: c.Template, TreeHash: m.TreeHash, Hash: m.ImageHash, Path: path},
 		Memory: loads(img),
 	}
@@ -115,7 +112,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 	}()
 	go func() {
 		defer close(verified)
-		verified <- img.Verify(verifyCtx)
+		verified <- img.Verify(verifyCtx, nil)
 	}()
 	return s.cfg.Sandboxes.Operate(ctx, sandboxID, "restore", func(ctx context.Context, op *sandbox.Operation) error {
 		sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)

@@ -74,7 +74,7 @@ func (v *saver) saves(sb meta.Sandbox) sandbox.Save {
 
 func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced) (engine.Held, func(context.Context) error, error) {
 	s := v.s
-	if err := s.roomFor(old.Process); err != nil {
+	if err := s.roomFor(ctx, old.Process, sb.LastCheckpoint); err != nil {
 		return nil, nil, fault.As(err).WithHint("free some space, or restore with --no-save and lose the present state")
 	}
 	c := meta.Checkpoint{
@@ -87,14 +87,14 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 	s.hurry(old.Generation)
 	r := v.room
 	v.room = room{} // the capture's from here on
-	capt, held, err := s.freezeHeld(ctx, old.Process, old.Generation, r, sandbox.HoldLimit)
+	capt, held, err := s.freezeHeld(ctx, old.Process, old.Generation, c.ParentID, r, sandbox.HoldLimit)
 	if err != nil {
 		s.fail(ctx, &c, err)
 		return nil, nil, fault.Wrap(fault.Unavailable, err, "the present state of sandbox %s cannot be saved: %s", sb.ID, reason(err)).
 			WithHint("restore with --no-save to lose it")
 	}
 	store := func(ctx context.Context) error {
-		defer capt.Close()
+		defer capt.close()
 		err := s.keep(ctx, old.Process, old.Generation, capt, &c, false)
 		v.saved = Saved{Checkpoint: &c}
 		switch {
@@ -109,7 +109,7 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 		return nil
 	}
 	return thawing{held, func() {
-		capt.Close()
+		capt.close()
 		s.fail(ctx, &c, errors.New("the restore that it was made for did not take place"))
 	}}, store, nil
 }
@@ -170,9 +170,9 @@ func (s *Service) saveUnsaved(ctx context.Context, sb meta.Sandbox, gen meta.Gen
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return err
 	}
-	capt, err := s.freeze(ctx, proc, gen)
+	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
 	if err == nil {
-		defer capt.Close()
+		defer capt.close()
 		err = s.keep(ctx, proc, gen, capt, &c, false)
 	}
 	if err != nil {

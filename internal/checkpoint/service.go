@@ -20,6 +20,7 @@ import (
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
 	"github.com/opencomputer/oc/internal/store"
+	v1 "github.com/opencomputer/oc/internal/store/v1"
 )
 
 // Config of a Service.
@@ -28,10 +29,13 @@ type Config struct {
 	Sandboxes *sandbox.Service
 	Engine    engine.Driver
 	Images    sandbox.Images
-	Store     *store.Dir
+	Store     *store.Store
+	Legacy    *v1.Dir // checkpoints of the first format; nil: none
 	Memory    *admission.Ledger // admits the memory of captures; nil: all of it
 	Budget    int64             // memory that all captures together may take, in bytes; what is larger alone goes through the disk
-	Log       *slog.Logger
+	// DataFree is the number of bytes that the data disk has left.
+	DataFree func() (int64, error)
+	Log      *slog.Logger
 }
 
 // Service makes and uses checkpoints.
@@ -42,6 +46,7 @@ type Service struct {
 	wg     sync.WaitGroup
 	locks  locks
 	arenas *semaphore.Weighted // the Budget; in the order in which it was asked for
+	swept  chan struct{}       // there is something to sweep
 }
 
 // The kinds of checkpoints.
@@ -61,7 +66,7 @@ const createWait = 25 * time.Second
 // what an earlier server left.
 func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, arenas: semaphore.NewWeighted(cfg.Budget)}
+	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, arenas: semaphore.NewWeighted(cfg.Budget), swept: make(chan struct{}, 1)}
 	cfg.Sandboxes.OnExpire(s.expire)
 	cfg.Sandboxes.OnOrphan(s.rescue)
 	cfg.Sandboxes.OnUnsaved(s.saveUnsaved)
@@ -75,9 +80,10 @@ func (s *Service) Close() {
 }
 
 // Start fails the rows that an earlier server left processing, finishes its
-// deletions, and removes the artefacts of rows that are not ready.
+// deletions, removes the artefacts of rows that are not ready, and begins to
+// sweep the store.
 func (s *Service) Start(ctx context.Context) error {
-	stored, err := s.cfg.Store.List()
+	stored, err := s.artefacts()
 	if err != nil {
 		return err
 	}
@@ -85,7 +91,7 @@ func (s *Service) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	keep := map[string]bool{}
+	keep := map[artefact]bool{}
 	known := map[string]bool{}
 	for _, c := range rows {
 		known[c.ID] = true
@@ -93,29 +99,30 @@ func (s *Service) Start(ctx context.Context) error {
 		case meta.CheckpointProcessing:
 			s.fail(ctx, &c, errors.New("the server ended while it was being made"))
 		case meta.CheckpointDeleting:
-			if err := s.remove(ctx, c.ID); err != nil {
+			if err := s.remove(ctx, c); err != nil {
 				return err
 			}
 		case meta.CheckpointReady:
-			keep[c.ID] = true
-			if !slices.Contains(stored, c.ID) {
+			keep[artefactOf(c)] = true
+			if _, ok := stored[artefactOf(c)]; !ok {
 				s.fail(ctx, &c, errors.New("its data is missing from the store"))
 			}
 		}
 	}
-	for _, id := range stored {
+	for a, id := range stored {
 		if !known[id] {
 			// A row exists before its artefact and goes after it: this one is
 			// another database's.
 			s.cfg.Log.Warn("the store holds a checkpoint that the database does not know; it is left alone", "checkpoint", id)
 			continue
 		}
-		if !keep[id] {
-			if err := s.cfg.Store.Delete(id); err != nil {
+		if !keep[a] {
+			if err := s.discard(ctx, a); err != nil {
 				return err
 			}
 		}
 	}
+	s.wg.Go(s.sweep)
 	return nil
 }
 
@@ -287,17 +294,17 @@ func (s *Service) Delete(ctx context.Context, orgID, sandboxID, id string) error
 	if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil {
 		return err
 	}
-	return s.remove(ctx, id)
+	return s.remove(ctx, c)
 }
 
 // remove finishes the deletion of a row that is marked for it.
-func (s *Service) remove(ctx context.Context, id string) error {
-	unlock := s.locks.lock(id)
+func (s *Service) remove(ctx context.Context, c meta.Checkpoint) error {
+	unlock := s.locks.lock(c.ID)
 	defer unlock()
-	if err := s.cfg.Store.Delete(id); err != nil {
+	if err := s.discard(ctx, artefactOf(c)); err != nil {
 		return err
 	}
-	return s.cfg.Meta.DeleteCheckpointRow(ctx, id)
+	return s.cfg.Meta.DeleteCheckpointRow(ctx, c.ID)
 }
 
 // locks keep an artefact from being deleted while it is being opened.

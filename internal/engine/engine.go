@@ -142,9 +142,9 @@ type Requirements struct {
 
 // Source is a checkpoint's artefact to restore from.
 type Source struct {
-	Dir    string // its directory in the store
-	Build  string // the oc build whose engine wrote it
-	Engine string // that engine, as in Requirements
+	Location string // what the store calls the place of it
+	Build    string // the oc build whose engine wrote it
+	Engine   string // that engine, as in Requirements
 }
 
 // Target is one generation to restore into.

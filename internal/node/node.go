@@ -35,6 +35,7 @@ import (
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
 	"github.com/opencomputer/oc/internal/store"
+	v1 "github.com/opencomputer/oc/internal/store/v1"
 	"github.com/opencomputer/oc/internal/template"
 )
 
@@ -46,6 +47,7 @@ type Node struct {
 	meta        *meta.DB
 	engine      *gvisor.Driver
 	keeper      *keeperLink
+	store       *store.Store
 	catalog     *catalog.Catalog
 	sandboxes   *sandbox.Service
 	checkpoints *checkpoint.Service
@@ -87,8 +89,15 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	if err != nil {
 		return nil, err
 	}
-	checkpoints, err := store.OpenDir(n.places.in("checkpoints"))
+	legacy, err := v1.OpenDir(n.places.in("checkpoints"))
 	if err != nil {
+		return nil, err
+	}
+	where, err := storeConfig(s, n.places)
+	if err != nil {
+		return nil, err
+	}
+	if n.store, err = store.Open(ctx, where, log); err != nil {
 		return nil, err
 	}
 	memory, err := n.engine.Memory()()
@@ -114,7 +123,8 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 		budget = int64(n.limits.MaxMemoryMB) << 20 / 4
 	}
 	n.checkpoints = checkpoint.New(checkpoint.Config{
-		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: checkpoints, Memory: ledger, Budget: budget, Log: log,
+		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: n.store, Legacy: legacy, Memory: ledger, Budget: budget,
+		DataFree: func() (int64, error) { return freeSpace(n.places.data) }, Log: log,
 	})
 	return n, nil
 }

@@ -19,6 +19,7 @@ type catalog struct {
 }
 
 type known struct {
+	checkpoint    string // the id that users see
 	packs         []string
 	build, image  string
 	engine, erofs *Blob
@@ -35,7 +36,7 @@ func (c *catalog) add(id string, packs []string, m *Manifest) {
 	if c.objects[id] != nil {
 		return
 	}
-	k := &known{packs: packs, build: m.Build, image: m.ImageHash, engine: m.Engine, erofs: m.Image}
+	k := &known{checkpoint: m.Checkpoint, packs: packs, build: m.Build, image: m.ImageHash, engine: m.Engine, erofs: m.Image}
 	c.objects[id] = k
 	for _, p := range packs {
 		c.holders[p] = append(c.holders[p], id)
@@ -61,11 +62,15 @@ func (c *catalog) remove(id string) (gone []string) {
 	return gone
 }
 
-// ids of the objects that are remembered.
-func (c *catalog) ids() []string {
+// list gives the ids that users see of the objects that are remembered.
+func (c *catalog) list() map[string]string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Sorted(maps.Keys(c.objects))
+	out := map[string]string{}
+	for id, k := range c.objects {
+		out[id] = k.checkpoint
+	}
+	return out
 }
 
 // cover adds to pins objects that list the packs in which most pages were found,

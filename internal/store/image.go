@@ -32,6 +32,9 @@ type Image struct {
 	release  func()
 	packs    []*cached // by number in the table
 	recent   recent
+
+	mu   sync.Mutex
+	base *engine.Base // nil until it is asked for
 }
 
 // setTable completes the image.
@@ -118,6 +121,11 @@ func (im *Image) verify(ctx context.Context, i int) error {
 // Base gives the identities and cheap hashes of the pages, for the next capture
 // of a state that descends from this one.
 func (im *Image) Base(ctx context.Context) (*engine.Base, error) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.base != nil {
+		return im.base, nil
+	}
 	raw, err := im.vault.object(ctx, im.manifest.Checkpoint, im.manifest.Hashes)
 	if err != nil {
 		return nil, err
@@ -142,7 +150,8 @@ func (im *Image) Base(ctx context.Context) (*engine.Base, error) {
 			}
 		}
 	}
-	return &engine.Base{Ranges: im.ranges, Hashes: all, Seed: seed}, nil
+	im.base = &engine.Base{Ranges: im.ranges, Hashes: all, Seed: seed}
+	return im.base, nil
 }
 
 // File is a file of a checkpoint; what is read of it is verified.

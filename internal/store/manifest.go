@@ -14,6 +14,7 @@ import (
 	"github.com/opencomputer/oc/internal/bucket"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
+	v1 "github.com/opencomputer/oc/internal/store/v1"
 )
 
 // FormatName and FormatVersion stand in each manifest. A reader refuses other
@@ -42,6 +43,7 @@ type Manifest struct {
 	Shape        engine.Shape        `json:"shape"`
 	SizeBytes    int64               `json:"sizeBytes"`  // of the state
 	AddedBytes   int64               `json:"addedBytes"` // that were written for it: packs, table and hashes
+	CopiedBytes  int64               `json:"copiedBytes"` // of pages that the capture held; the others were equal to the parent's
 	Table        Object              `json:"table"`
 	Hashes       Object              `json:"hashes"`
 	Engine       *Blob               `json:"engine,omitempty"` // the build's binary
@@ -62,9 +64,12 @@ type Blob struct {
 	Parts []Object `json:"parts"`
 }
 
+// ErrDamaged is in every fault that Damaged makes.
+var ErrDamaged = v1.ErrDamaged
+
 // Damaged says that a checkpoint's stored bytes are not what was written.
 func Damaged(checkpoint, format string, args ...any) *fault.Fault {
-	return fault.New(fault.Internal, "checkpoint %s is damaged: %s", checkpoint, fmt.Sprintf(format, args...)).
+	return fault.Wrap(fault.Internal, ErrDamaged, "checkpoint %s is damaged: %s", checkpoint, fmt.Sprintf(format, args...)).
 		WithHint("delete it and use another checkpoint; `oc store check` says what else is damaged")
 }
 

@@ -253,7 +253,7 @@ func (p *put) write(ctx context.Context) (*Manifest, error) {
 	}
 	m.Hot = p.w.NewPack()
 	c := p.req.Capture
-	m.SizeBytes, m.AddedBytes = c.StateSize+c.MetaSize+c.PagesSize, p.added
+	m.SizeBytes, m.AddedBytes, m.CopiedBytes = c.StateSize+c.MetaSize+c.PagesSize, p.added, copiedBytes(c)
 	raw, err := encodeManifest(&m)
 	if err != nil {
 		return nil, err
@@ -263,6 +263,17 @@ func (p *put) write(ctx context.Context) (*Manifest, error) {
 	}
 	p.refers = append(t.Packs, m.objects()...)
 	return &m, p.w.Commit(ctx, p.refers, raw)
+}
+
+func copiedBytes(c *engine.Capture) int64 {
+	if c.Copied == nil {
+		return c.PagesSize
+	}
+	n := int64(0)
+	for _, r := range c.Copied {
+		n += r.Count * format.PageSize
+	}
+	return n
 }
 
 // object stores an object of its own.

@@ -210,13 +210,18 @@ func (s *Store) survey(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	for _, id := range s.catalog.ids() {
+	for id := range s.catalog.list() {
 		if !seen[id] {
 			s.forget(id)
 		}
 	}
 	return nil
 }
+
+// List gives, by the ids of their objects, the ids that users see of the
+// complete checkpoints that the store held when it was opened or that this
+// process has made since.
+func (s *Store) List() map[string]string { return s.catalog.list() }
 
 // forget has the next checkpoints not look for what a deleted one held.
 func (s *Store) forget(id string) {

@@ -68,7 +68,7 @@ func keep(t testing.TB, c *engine.Capture) (dir string) {
 
 // source is an artefact of this build in a directory.
 func source(dir string) engine.Source {
-	return engine.Source{Dir: dir, Build: host.Build(), Engine: host.Requirements().Engine}
+	return engine.Source{Location: dir, Build: host.Build(), Engine: host.Requirements().Engine}
 }
 
 // restore brings up n guests like g from a checkpoint.

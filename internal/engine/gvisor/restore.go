@@ -28,7 +28,7 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err != nil {
 		return nil, err
 	}
-	r, err := d.startRestoring(ctx, build, src.Dir, len(targets)) // beside the preparations
+	r, err := d.startRestoring(ctx, build, src.Location, len(targets)) // beside the preparations
 	if err != nil {
 		return nil, err
 	}

@@ -253,7 +253,7 @@ func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engin
 			}
 		}
 	}()
-	img, err := store.OpenImage(src.Dir)
+	img, err := store.Reach(ctx, src.Location)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ package helper
 
 import (
 	"bufio"
+	"context"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +26,11 @@ func outlive() {
 	_ = proc.SetOOMScore(os.Getpid(), pagerOOMScore) // needs CAP_SYS_RESOURCE; best effort
 }
 
-// openImage opens the checkpoint at a location, which is its directory in the
-// store.
-func openImage(location string) (*store.Image, error) { return store.OpenImage(location) }
+// openImage opens the checkpoint at a location of the store, and claims it for
+// as long as this process reads it.
+func openImage(location string) (store.Checkpoint, error) {
+	return store.Reach(context.Background(), location)
+}
 
 // openSource gives the files that a restore is from: the pager's where the
 // request says that there is one, otherwise those of the image itself.

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/store"
+	"github.com/opencomputer/oc/internal/store/refs"
+)
+
+// artefact is where the bytes of a checkpoint are: in an object of the store or,
+// in the first format, in a directory named by its id.
+type artefact struct {
+	object string
+	legacy string
+}
+
+func artefactOf(c meta.Checkpoint) artefact {
+	if c.Object != "" {
+		return artefact{object: c.Object}
+	}
+	return artefact{legacy: c.ID}
+}
+
+// artefacts gives all that there are, with the ids of their checkpoints.
+func (s *Service) artefacts() (map[artefact]string, error) {
+	out := map[artefact]string{}
+	for object, id := range s.cfg.Store.List() {
+		out[artefact{object: object}] = id
+	}
+	if s.cfg.Legacy != nil {
+		ids, err := s.cfg.Legacy.List()
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			out[artefact{legacy: id}] = id
+		}
+	}
+	return out, nil
+}
+
+// discard deletes one, and has its space given back soon.
+func (s *Service) discard(ctx context.Context, a artefact) error {
+	if a.object == "" {
+		if s.cfg.Legacy == nil {
+			return nil
+		}
+		return s.cfg.Legacy.Delete(a.legacy)
+	}
+	if err := s.cfg.Store.Delete(ctx, a.object); err != nil {
+		return err
+	}
+	s.kick()
+	return nil
+}
+
+// reach opens one, and gives what the store calls its place.
+func (s *Service) reach(ctx context.Context, a artefact) (store.Checkpoint, string, error) {
+	if a.object != "" {
+		img, err := s.cfg.Store.Image(ctx, a.object)
+		if err != nil {
+			return nil, "", err
+		}
+		return img, s.cfg.Store.Location(a.object), nil
+	}
+	if s.cfg.Legacy == nil {
+		return nil, "", fault.New(fault.NotFound, "checkpoint %s has no data in the store", a.legacy)
+	}
+	dir := s.cfg.Legacy.Path(a.legacy)
+	img, err := store.OpenLegacy(dir)
+	return img, dir, err
+}
+
+// rests sees to it that the build and the image that a checkpoint rests on are
+// on this machine, and gives the image's file.
+func (s *Service) rests(ctx context.Context, img store.Checkpoint) (imagePath string, err error) {
+	m := img.Manifest()
+	im, kept := img.(*store.Image)
+	if _, ok := s.cfg.Engine.BuildFile(m.Build); !ok && kept && m.Engine != nil {
+		err := receive(func(w io.Writer) error { return im.FetchEngine(ctx, w, nil) }, func(r io.Reader) error { return s.cfg.Engine.AddBuild(m.Build, r) })
+		if err != nil {
+			return "", err
+		}
+	}
+	if err := s.cfg.Engine.Check(m.Build, m.Requirements); err != nil {
+		return "", err
+	}
+	path, err := s.cfg.Images.Path(ctx, m.ImageHash)
+	if err == nil || !kept || m.Image == nil {
+		return path, err
+	}
+	err = receive(func(w io.Writer) error { return im.FetchImage(ctx, w, nil) }, func(r io.Reader) error { return s.cfg.Images.Add(ctx, m.ImageHash, m.TreeHash, r) })
+	if err != nil {
+		return "", err
+	}
+	return s.cfg.Images.Path(ctx, m.ImageHash)
+}
+
+// receive hands what give writes to take. An error of give is take's to see.
+func receive(give func(io.Writer) error, take func(io.Reader) error) error {
+	r, w := io.Pipe()
+	given := make(chan error, 1)
+	go func() {
+		err := give(w)
+		w.CloseWithError(err) // nil is the end
+		given <- err
+	}()
+	err := take(r)
+	r.CloseWithError(errors.New("not wanted any more"))
+	if gave := <-given; gave != nil && err != nil {
+		return gave // the cause
+	}
+	return err
+}
+
+// base opens the checkpoint that a state descends from, so that a capture copies
+// only what differs; nil where there is none that can be had.
+func (s *Service) base(ctx context.Context, id string) (*store.Image, *engine.Base) {
+	if id == "" {
+		return nil, nil
+	}
+	c, err := s.cfg.Meta.CheckpointAnyOrg(ctx, id)
+	if err != nil || c.Status != meta.CheckpointReady || c.Object == "" {
+		return nil, nil
+	}
+	img, err := s.cfg.Store.Image(ctx, c.Object)
+	if err != nil {
+		s.cfg.Log.Warn("a checkpoint's parent cannot be opened: all of it is captured", "parent", id, "error", err)
+		return nil, nil
+	}
+	b, err := img.Base(ctx)
+	if err != nil {
+		s.cfg.Log.Warn("a checkpoint's parent cannot be compared with: all of it is captured", "parent", id, "error", err)
+		img.Close()
+		return nil, nil
+	}
+	return img, b
+}
+
+// expected is how much a capture on a base will copy, in bytes: twice what the
+// last one did, or a part of everything if that copied all.
+func expected(m *store.Manifest) int64 {
+	const least, part = 32 << 20, 16
+	n := 2 * m.CopiedBytes
+	if n > m.SizeBytes {
+		n = m.SizeBytes / part
+	}
+	return max(n, least)
+}
+
+const (
+	// sweepDelay gathers deletions that come together.
+	sweepDelay = 2 * time.Second
+	// auditEvery is how often a sweep looks at everything there is.
+	auditEvery = 6 * time.Hour
+	// sweepRetry is when one that failed is tried again.
+	sweepRetry = time.Minute
+)
+
+// kick has the next sweep come soon.
+func (s *Service) kick() {
+	select {
+	case s.swept <- struct{}{}:
+	default: // it will come
+	}
+}
+
+// sweep frees what nobody needs, soon after something was deleted and now and
+// then, until the service is closed.
+func (s *Service) sweep() {
+	var due time.Time // of the next audit
+	timer := time.NewTimer(sweepDelay)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.swept:
+			timer.Reset(sweepDelay)
+			continue
+		case <-timer.C:
+		}
+		audit := !time.Now().Before(due)
+		r, err := s.cfg.Store.Sweep(s.ctx, refs.Options{Audit: audit})
+		switch {
+		case s.ctx.Err() != nil:
+			return
+		case err != nil:
+			s.cfg.Log.Error("freeing space in the store failed", "error", err)
+			timer.Reset(sweepRetry)
+			continue
+		case r.Packs > 0:
+			s.cfg.Log.Info("space freed in the store", "bytes", r.Bytes, "objects", r.Packs)
+		}
+		if audit {
+			due = time.Now().Add(auditEvery)
+		}
+		timer.Reset(time.Until(due))
+	}
+}
