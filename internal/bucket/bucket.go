@@ -12,10 +12,16 @@ package bucket
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 )
 
-// MaxObject bounds the size of an object, in bytes: one PUT carries it.
-const MaxObject = 64 << 20
+// Bounds, in bytes.
+const (
+	MaxObject  = 64 << 20 // of an object: one PUT carries it
+	MaxKey     = 512      // of a key
+	MaxElement = 128      // of an element of a key
+)
 
 var (
 	// ErrNotExist says that there is no such object.
@@ -41,9 +47,8 @@ type Object struct {
 	Size int64
 }
 
-// Bucket keeps objects. Keys are printable ASCII paths: elements of letters,
-// digits, '.', '_' and '-', none of them "." or "..", divided by '/'. No key is
-// a directory of another one.
+// Bucket keeps objects. Keys are as CheckKey wants them, and no key is a
+// directory of another one.
 //
 // Every error other than ErrNotExist and ErrCondition leaves open whether the
 // call had an effect. A Bucket may be used by many goroutines and processes.
@@ -58,8 +63,9 @@ type Bucket interface {
 	// error (io.ErrUnexpectedEOF when the object ends).
 	ReadAt(ctx context.Context, key string, p []byte, off int64) error
 	// List gives the objects whose key begins with prefix and is greater than
-	// after, in ascending order of bytes, at most limit (0: as many as the
-	// implementation gives at a time). more tells that there may be others.
+	// after, in ascending order of bytes, at most limit (0, and at most: as many
+	// as the implementation gives at a time). more tells that there may be
+	// others.
 	List(ctx context.Context, prefix, after string, limit int) (page []Object, more bool, err error)
 	// Delete removes an object; a missing one is no error.
 	Delete(ctx context.Context, key string) error
@@ -77,4 +83,43 @@ type Excluder interface {
 type Spacer interface {
 	// Free gives the number of bytes.
 	Free() (int64, error)
+}
+
+// CheckKey tells whether a key is one: an ASCII path of elements of letters,
+// digits, '.', '_' and '-', none of them beginning with '.', divided by '/',
+// within MaxKey and MaxElement.
+func CheckKey(key string) error {
+	if len(key) > MaxKey {
+		return fmt.Errorf("bucket: a key of %d bytes", len(key))
+	}
+	for element := range strings.SplitSeq(key, "/") {
+		if element == "" || element[0] == '.' || len(element) > MaxElement || strings.ContainsFunc(element, odd) {
+			return fmt.Errorf("bucket: %q is not a key", key)
+		}
+	}
+	return nil
+}
+
+// CheckPrefix tells whether keys can begin with the prefix.
+func CheckPrefix(prefix string) error {
+	if prefix == "" || CheckKey(prefix) == nil || CheckKey(strings.TrimSuffix(prefix, "/")) == nil {
+		return nil
+	}
+	return fmt.Errorf("bucket: no key begins with %q", prefix)
+}
+
+// CheckPut tells whether a Put is one that a bucket can carry out.
+func CheckPut(key string, body []byte, cond Condition) error {
+	switch {
+	case len(body) > MaxObject:
+		return fmt.Errorf("bucket: %s: an object of %d bytes", key, len(body))
+	case cond.Absent && cond.ETag != "":
+		return fmt.Errorf("bucket: %s: a condition that cannot hold", key)
+	}
+	return CheckKey(key)
+}
+
+// odd tells whether a character cannot be in a key's element.
+func odd(c rune) bool {
+	return (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && !strings.ContainsRune("._-", c)
 }

@@ -147,6 +147,19 @@ func (d Disk) Rename(old, new string) error {
 	return nil
 }
 
+// Link gives a file of Create the name new as well, and returns when that is
+// durable. It is Rename that replaces nothing: where new exists it fails with
+// fs.ErrExist. Both names must be on one file system.
+func (d Disk) Link(old, new string) error {
+	if err := d.step(Step{Kind: StepLink, Path: old, New: new}); err != nil {
+		return fmt.Errorf("link %s: %w", old, err)
+	}
+	if err := os.Link(old, new); err != nil {
+		return err
+	}
+	return d.SyncDir(filepath.Dir(new))
+}
+
 // Remove removes a file or an empty directory and returns when that is durable.
 // What is not there is no error.
 func (d Disk) Remove(path string) error {

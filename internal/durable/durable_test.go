@@ -195,3 +195,51 @@ func TestCreate(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// Whatever instant the power goes, the new name is missing or has the whole
+// content; once Link has returned it has.
+func TestLink(t *testing.T) {
+	t.Parallel()
+	live := t.TempDir()
+	tmp, path := filepath.Join(live, "tmp"), filepath.Join(live, "a/f")
+	var r Recorder
+	d := r.Disk()
+	if err := d.MkdirAll(filepath.Join(live, "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	first := len(r.Steps())
+	err := d.Create(tmp, 0o600, func(f *os.File) error {
+		_, err := f.WriteString("content")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Link(tmp, path); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Link(tmp, path); !errors.Is(err, os.ErrExist) {
+		t.Errorf("over an existing file: %v", err)
+	}
+	steps := r.Steps()
+	steps = steps[:len(steps)-1] // the one that failed
+	for n := first; n <= len(steps); n++ {
+		for mask := range 1 << (n - first) {
+			dir := t.TempDir()
+			keep := func(i int) bool { return i >= first && mask>>(i-first)&1 == 1 }
+			if err := Replay(live, dir, steps[:n], keep); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(filepath.Join(dir, "a/f"))
+			missing := errors.Is(err, os.ErrNotExist) && n < len(steps)
+			if !missing && (err != nil || string(got) != "content") {
+				t.Errorf("after %d steps, mask %b: %q, %v", n, mask, got, err)
+			}
+		}
+	}
+	fail := Recorder{Fail: func(int, Step) error { return unix.ENOSPC }}
+	if err := fail.Disk().Link(tmp, filepath.Join(live, "a/g")); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+	onlyNames(t, filepath.Join(live, "a"), "f")
+}

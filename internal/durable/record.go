@@ -20,6 +20,7 @@ type Kind string
 const (
 	StepWrite    Kind = "write"     // a new file's content, not yet synced
 	StepRename   Kind = "rename"    // not yet synced
+	StepLink     Kind = "link"      // not yet synced
 	StepRemove   Kind = "remove"    // not yet synced
 	StepMkdir    Kind = "mkdir"     // not yet synced
 	StepSync     Kind = "sync"      // of a file: its content; of a directory: its names
@@ -30,7 +31,7 @@ const (
 type Step struct {
 	Kind Kind
 	Path string
-	New  string      // StepRename: the new name
+	New  string      // StepRename, StepLink: the new name
 	Data []byte      // StepWrite
 	Mode fs.FileMode // StepWrite, StepMkdir
 }
@@ -105,11 +106,11 @@ func Replay(from, dir string, steps []Step, keep func(i int) bool) error {
 			if survives || synced(later, filepath.Dir(s.Path)) {
 				err = os.Remove(path)
 			}
-		case StepRename:
+		case StepRename, StepLink:
 			if survives || synced(later, filepath.Dir(s.New)) {
 				var to string
 				if to, err = place(s.New); err == nil {
-					err = os.Rename(path, to)
+					err = map[Kind]func(old, new string) error{StepRename: os.Rename, StepLink: os.Link}[s.Kind](path, to)
 				}
 			}
 		}

@@ -94,6 +94,7 @@ var plainWrites = []struct{ pkg, name string }{
 // use plainWrites, and why what they write need not survive a power cut.
 var plainWriters = map[string]string{
 	"internal/agent/":                          "inside a sandbox nothing is durable before the next checkpoint, which holds memory and disk alike",
+	"internal/bucket/dir/volatile.go":          "objects that are put as such: leases, which a power cut ends anyway",
 	"internal/engine/gvisor/helper/prepare.go": "the bundle of a generation is worth nothing once its engine is gone",
 	"internal/engine/gvisor/proc/proc.go":      "a value in /proc",
 	"internal/engine/gvisor/shape/shape.go":    "the bundle of a generation is worth nothing once its engine is gone",
