@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/opencomputer/oc/client"
@@ -39,6 +41,10 @@ func TestUpgradedServerWorksWithSandboxesOfTheOldBuild(t *testing.T) {
 	b.count()
 	b.heap(50, 5)
 	sum := b.heapSum()
+	big := create(t, s)
+	big.heap(200, 6)
+	bigSum, bigCP := big.heapSum(), big.checkpoint("large, of the old build")
+	oc(t, s, "kill", big.id)
 	cp := b.checkpoint("of the old build")
 	other := create(t, s)
 	loading := spawn(t, s, cp) // its pager is of the old build as well
@@ -48,6 +54,8 @@ func TestUpgradedServerWorksWithSandboxesOfTheOldBuild(t *testing.T) {
 	must(t, s.Up(t.Context()))
 	old, now := keptBuild(t, s, earlier), keptBuild(t, s, current)
 	awaitEngines(t, s, old, 3)
+
+	loadedByAPair(t, s, bigCP, bigSum)
 
 	b.countOn(5)
 	b.ticks()
@@ -104,6 +112,44 @@ func TestUpgradedServerWorksWithSandboxesOfTheOldBuild(t *testing.T) {
 	if sb := last.get(); sb.Status != client.StatusRunning {
 		t.Errorf("it is %s", sb.Status)
 	}
+}
+
+// loadedByAPair spawns a checkpoint of another build: a pager of the server's
+// build and a helper of the other one load it, which a dead server does not
+// end, and a dead pager does.
+func loadedByAPair(t *testing.T, s *harness.Server, cp, sum string) {
+	t.Helper()
+	await(t, "nothing loads", func() bool { return s.Loading() == 0 })
+	pagers := func() []int { return running(s, "engine-helper", "pager") }
+	x := spawn(t, s, cp)
+	pair := pagers()
+	if len(pair) != 1 || s.Loading() != 1 {
+		t.Fatalf("pagers %v and %d helpers of a spawn", pair, s.Loading())
+	}
+	crash(t, s)
+	if now := pagers(); len(now) != 1 || now[0] != pair[0] || s.Loading() != 1 {
+		t.Errorf("pagers %v and %d helpers without the server", now, s.Loading())
+	}
+	must(t, s.Up(t.Context()))
+	if got := x.heapSum(); got != sum {
+		t.Errorf("the heap of the spawn is %s, not %s", got, sum)
+	}
+	await(t, "the pair is gone", func() bool { return s.Loading() == 0 && len(pagers()) == 0 })
+	if got := x.heapSum(); got != sum {
+		t.Errorf("the heap of the loaded spawn is %s, not %s", got, sum)
+	}
+	oc(t, s, "kill", x.id)
+
+	x = spawn(t, s, cp)
+	for _, pid := range pagers() {
+		must(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	await(t, "the spawn ends in an error", func() bool { return x.get().Status == client.StatusError })
+	if reason := x.get().Reason; !strings.Contains(reason, "the pager is gone") {
+		t.Errorf("the reason does not name the pager: %s", reason)
+	}
+	await(t, "the helper is gone", func() bool { return s.Loading() == 0 && len(pagers()) == 0 })
+	oc(t, s, "kill", x.id)
 }
 
 // awaitEngines waits until so many engine processes run from a kept build.
