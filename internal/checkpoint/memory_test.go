@@ -20,7 +20,6 @@ import (
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
 	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
-	"github.com/opencomputer/oc/internal/store"
 )
 
 // measured is an engine whose guests take as much memory as a test says, and
@@ -67,16 +66,13 @@ func newScarce(t *testing.T) *scarce {
 	s.ledger = admission.New(func() (hostmem.Memory, error) {
 		return hostmem.Memory{Total: 100 << 30, Available: s.available.Load()}, nil
 	}, 100<<20)
-	var err error
-	if s.store, err = store.OpenDir(s.dir); err != nil {
-		t.Fatal(err)
-	}
+	s.openStore(t)
 	cfg := w.Config(t)
 	cfg.Engine, cfg.Memory = s.engine, s.ledger
 	s.sandboxes = sandbox.New(cfg)
 	s.checkpoints = checkpoint.New(checkpoint.Config{
 		Meta: w.Meta, Sandboxes: s.sandboxes, Engine: s.engine, Images: w, Store: s.store,
-		Memory: s.ledger, Budget: scarceBudget, Log: w.Log,
+		Memory: s.ledger, Budget: scarceBudget, Log: w.Log, DataFree: func() (int64, error) { return 1 << 40, nil },
 	})
 	t.Cleanup(s.stop)
 	if err := errors.Join(s.checkpoints.Start(t.Context()), s.sandboxes.Start(t.Context())); err != nil {

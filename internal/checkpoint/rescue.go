@@ -23,9 +23,9 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return err
 	}
-	capt, err := s.freeze(ctx, proc, gen)
+	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
 	if err == nil {
-		defer capt.Close()
+		defer capt.close()
 		err = s.keep(ctx, proc, gen, capt, &c, true)
 	}
 	if err != nil {

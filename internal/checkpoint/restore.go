@@ -59,6 +59,9 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkp
 		}
 	}()
 	img, place, err := s.reach(ctx, artefactOf(c))
+	if fault.Is(err, fault.NotFound) {
+		err = fault.Wrap(fault.Internal, err, "checkpoint %s has no data in the store", c.ID)
+	}
 	if err != nil {
 		return nil, src, nil, err
 	}

@@ -3,6 +3,7 @@
 package checkpoint_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -30,15 +31,25 @@ func decode(t *testing.T, record []byte) engine.Process {
 // damage changes a byte of a stored checkpoint.
 func (n *node) damage(t *testing.T, id string) {
 	t.Helper()
-	path := filepath.Join(n.store.Path(id), "state")
-	b, err := os.ReadFile(path)
+	packs, err := filepath.Glob(filepath.Join(n.dir, "packs", n.object(t, id), "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b[0] ^= 1
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
+	for _, path := range packs {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.HasPrefix(b, []byte("OCPACK2\n")) {
+			continue
+		}
+		b[8] ^= 1
+		if err := errors.Join(os.Remove(path), os.WriteFile(path, b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return
 	}
+	t.Fatal("the checkpoint has no pack")
 }
 
 // settled waits until only these sandboxes' generations exist, and demands that
@@ -125,7 +136,7 @@ func TestFailedRestore(t *testing.T) {
 				n.damage(t, c.ID)
 				want = "checkpoint " + c.ID + " is damaged"
 			case "missing":
-				if err := os.RemoveAll(n.store.Path(c.ID)); err != nil {
+				if err := n.store.Delete(t.Context(), c.Object); err != nil {
 					t.Fatal(err)
 				}
 				want = "checkpoint " + c.ID + " has no data"
@@ -371,8 +382,8 @@ func TestSpawnWhileDeleting(t *testing.T) {
 			}
 		})
 		wg.Wait()
-		if ids, err := n.store.List(); err != nil || len(ids) > 0 {
-			t.Errorf("left in the store: %v, %v", ids, err)
+		if ids := n.stored(); len(ids) > 0 {
+			t.Errorf("left in the store: %v", ids)
 		}
 	}
 	n.settled(t, sb.ID)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) { sandboxtest.Main(m) }
 type node struct {
 	*sandboxtest.World
 	dir         string
-	store       *store.Dir
+	store       *store.Store
 	sandboxes   *sandbox.Service
 	checkpoints *checkpoint.Service
 }
@@ -45,15 +46,22 @@ func newNode(t *testing.T) *node {
 // start is the start of a server.
 func (n *node) start(t *testing.T) {
 	t.Helper()
-	var err error
-	if n.store, err = store.OpenDir(n.dir); err != nil {
-		t.Fatal(err)
-	}
+	n.openStore(t)
 	n.sandboxes = sandbox.New(n.Config(t))
 	n.checkpoints = checkpoint.New(checkpoint.Config{
 		Meta: n.Meta, Sandboxes: n.sandboxes, Engine: n.Engine, Images: n.World, Store: n.store, Budget: 1 << 30, Log: n.Log,
+		DataFree: func() (int64, error) { return 1 << 40, nil },
 	})
 	if err := errors.Join(n.checkpoints.Start(t.Context()), n.sandboxes.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *node) openStore(t *testing.T) {
+	t.Helper()
+	var err error
+	n.store, err = store.Open(t.Context(), store.Config{Dir: n.dir, State: t.TempDir(), Cache: filepath.Join(t.TempDir(), "cache"), CacheBytes: 1 << 30}, n.Log)
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -62,6 +70,16 @@ func (n *node) start(t *testing.T) {
 func (n *node) stop() {
 	n.checkpoints.Close()
 	n.sandboxes.Close()
+	n.store.Close()
+}
+
+// stored are the checkpoints in the store, in order.
+func (n *node) stored() []string { return slices.Sorted(maps.Values(n.store.List())) }
+
+// object is the object of a checkpoint.
+func (n *node) object(t *testing.T, id string) string {
+	t.Helper()
+	return n.row(t, id).Object
 }
 
 func (n *node) box(t *testing.T, state string) meta.Sandbox {
@@ -153,11 +171,11 @@ func TestCreate(t *testing.T) {
 	if got := n.row(t, c.ID); got.Status != meta.CheckpointReady || got.CPUs != sb.CPUs || got.MemoryMB != sb.MemoryMB {
 		t.Errorf("its row: %+v", got)
 	}
-	img, err := n.store.Open(c.ID)
+	img, err := n.store.Image(t.Context(), c.Object)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m := img.Manifest(); m.Sandbox != sb.ID || m.ImageHash != "image" || m.Shape.CPUs != sb.CPUs {
+	if m := img.Manifest(); m.Sandbox != sb.ID || m.ImageHash != sandboxtest.ImageHash || m.Shape.CPUs != sb.CPUs {
 		t.Errorf("its manifest: %+v", m)
 	}
 	img.Close()
@@ -226,8 +244,8 @@ func TestFailedCreate(t *testing.T) {
 		t.Errorf("spawn of a failed one: %v", err)
 	}
 	n.Engine.Hook(nil)
-	if ids, err := n.store.List(); err != nil || len(ids) > 0 {
-		t.Errorf("left in the store: %v, %v", ids, err)
+	if ids := n.stored(); len(ids) > 0 {
+		t.Errorf("left in the store: %v", ids)
 	}
 	n.checkpoint(t, sb.ID, "x")
 	if n.GetState(t, sb.ID) != "kept" {
@@ -289,17 +307,17 @@ func TestLimit(t *testing.T) {
 	if _, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "bad", Retention: oldest}); !errors.Is(err, errStep) {
 		t.Errorf("create: %v", err)
 	}
-	if ids, err := n.store.List(); err != nil || len(ids) != checkpoint.MaxPerSandbox {
-		t.Errorf("after a failure %d are left, %v", len(ids), err)
+	if ids := n.stored(); len(ids) != checkpoint.MaxPerSandbox {
+		t.Errorf("after a failure %d are left", len(ids))
 	}
 	n.Engine.Hook(nil)
 	c, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "new", Retention: oldest})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ids, err := n.store.List()
-	if err != nil || len(ids) != 3 || !slices.Contains(ids, c.ID) {
-		t.Errorf("after retention %v are left, %v", ids, err)
+	ids := n.stored()
+	if len(ids) != 3 || !slices.Contains(ids, c.ID) {
+		t.Errorf("after retention %v are left", ids)
 	}
 	// Automatic ones are outside of it all.
 	if _, _, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{}); err != nil {
@@ -362,8 +380,8 @@ func TestKillDuringCheckpoint(t *testing.T) {
 	if got := n.row(t, c.ID); !strings.Contains(got.ErrorMsg, "was killed") {
 		t.Errorf("its reason: %s", got.ErrorMsg)
 	}
-	if ids, err := n.store.List(); err != nil || len(ids) > 0 {
-		t.Errorf("left in the store: %v, %v", ids, err)
+	if ids := n.stored(); len(ids) > 0 {
+		t.Errorf("left in the store: %v", ids)
 	}
 }
 
@@ -413,8 +431,8 @@ func TestDelete(t *testing.T) {
 	if err := n.checkpoints.Delete(t.Context(), n.Org, sb.ID, c.ID); !fault.Is(err, fault.NotFound) {
 		t.Errorf("Delete again: %v", err)
 	}
-	if ids, err := n.store.List(); err != nil || len(ids) > 0 {
-		t.Errorf("left in the store: %v, %v", ids, err)
+	if ids := n.stored(); len(ids) > 0 {
+		t.Errorf("left in the store: %v", ids)
 	}
 	n.checkpoint(t, sb.ID, "x") // the name is free
 }

@@ -234,6 +234,9 @@ func (n *Node) close() {
 	if n.keeper != nil {
 		n.keeper.close()
 	}
+	if n.store != nil {
+		n.store.Close()
+	}
 	var err error
 	if n.meta != nil {
 		err = n.meta.Close()

@@ -185,6 +185,7 @@ func (c *checker) packs(ctx context.Context, readData bool, progress func(done, 
 		total += c.sizes[k]
 	}
 	c.r.Packs, c.r.Bytes = len(c.needed), total
+	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(runtime.GOMAXPROCS(0), c.v.parallel()))
 	for k, ids := range c.needed {
@@ -207,7 +208,7 @@ func (c *checker) packs(ctx context.Context, readData bool, progress func(done, 
 			return nil
 		})
 	}
-	return errors.Join(g.Wait(), ctx.Err())
+	return errors.Join(g.Wait(), parent.Err())
 }
 
 // damage tells bytes that are wrong from a bucket that does not answer.

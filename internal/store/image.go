@@ -83,6 +83,7 @@ func (im *Image) Verify(ctx context.Context, progress func(done, total int64)) e
 	for _, s := range im.table.Segments {
 		total += int64(s.Size)
 	}
+	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(runtime.GOMAXPROCS(0), im.vault.parallel()))
 	for i := range im.table.Segments {
@@ -101,7 +102,7 @@ func (im *Image) Verify(ctx context.Context, progress func(done, total int64)) e
 			return nil
 		})
 	}
-	return errors.Join(g.Wait(), ctx.Err())
+	return errors.Join(g.Wait(), parent.Err())
 }
 
 // verify checks segment i, unless the cache has it.
@@ -202,7 +203,7 @@ func (im *Image) readPart(p []byte, file int, off int64) (int, error) {
 	n := min(len(p), int(min(int64(rest), f.End(i)-page))*format.PageSize-skip)
 	s := &im.table.Segments[k]
 	if skip == 0 && n%format.PageSize == 0 && !im.vault.direct(s.Codec) && !im.recent.has(k) {
-		if im.packs[s.Pack].Read(p[:n], int(s.First)+slot, n/format.PageSize) {
+		if im.packs[s.Pack].Read(p[:n], int(s.First)+slot) {
 			return n, nil
 		}
 	}

@@ -269,14 +269,14 @@ func (p *put) pack(ctx context.Context, queue <-chan *job) error {
 			if b == nil {
 				b = make([]byte, 0, packBytes+2*format.SegmentPages*format.PageSize+indexRoom)
 			}
-			o = &openPack{name: p.w.NewPack(), b: format.BeginPack(b)}
-			o.cached = p.s.vault.pack(o.name)
+			name, err := p.w.NewPack()
+			if err != nil {
+				return errors.Join(err, g.Wait())
+			}
+			o = &openPack{name: name, b: format.BeginPack(b), cached: p.s.vault.pack(name)}
 		}
-		err := p.append(o, j)
+		p.append(o, j)
 		p.s.buffers.Put(j.raw)
-		if err != nil {
-			return errors.Join(err, g.Wait())
-		}
 		if len(o.b) >= packBytes {
 			flush()
 		}
@@ -285,11 +285,8 @@ func (p *put) pack(ctx context.Context, queue <-chan *job) error {
 	return g.Wait()
 }
 
-func (p *put) append(o *openPack, j *job) error {
-	stored, err := p.s.vault.seal(j.stored, o.name, uint64(o.pages))
-	if err != nil {
-		return err
-	}
+func (p *put) append(o *openPack, j *job) {
+	stored := p.s.vault.seal(j.stored, o.name, uint64(o.pages))
 	s := format.Segment{
 		Offset: int64(len(o.b)), Size: uint32(len(stored)), First: o.pages, Pages: uint16(len(j.pages)),
 		Codec: j.codec, Sum: blake3.Sum256(stored),
@@ -308,16 +305,11 @@ func (p *put) append(o *openPack, j *job) error {
 	}
 	o.pages += uint32(len(j.pages))
 	p.report(len(j.pages))
-	return nil
 }
 
 func (p *put) flush(ctx context.Context, o *openPack) error {
 	o.cached.close()
-	stored, err := p.s.vault.seal(format.EncodeIndex(o.index), o.name, indexPart)
-	if err != nil {
-		return err
-	}
-	o.b = format.EndPack(o.b, stored)
+	o.b = format.EndPack(o.b, p.s.vault.seal(format.EncodeIndex(o.index), o.name, indexPart))
 	if err := p.w.Put(ctx, o.name, o.b); err != nil {
 		return err
 	}

@@ -178,6 +178,7 @@ func (p *put) hash(ctx context.Context) error {
 		_, _ = rand.Read(b[:]) // never fails
 		p.seed = binary.LittleEndian.Uint64(b[:])
 	}
+	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i := range p.sources {
@@ -186,7 +187,7 @@ func (p *put) hash(ctx context.Context) error {
 			g.Go(func() error { return p.hashPages(s, s.first+int(k), int(min(hashChunk, s.count-k))) })
 		}
 	}
-	return errors.Join(g.Wait(), ctx.Err())
+	return errors.Join(g.Wait(), parent.Err())
 }
 
 func (p *put) hashPages(s *source, first, n int) error {
@@ -251,16 +252,20 @@ func (p *put) write(ctx context.Context) (*Manifest, error) {
 	if m.Hashes, err = p.object(ctx, format.EncodeHashes(p.seed, p.nonzero(t))); err != nil {
 		return nil, err
 	}
-	m.Hot = p.w.NewPack()
+	if p.s.vault.remote {
+		o, err := p.object(ctx, nil) // to be replaced after the first restore
+		if err != nil {
+			return nil, err
+		}
+		m.Hot = o.Key
+	}
 	c := p.req.Capture
 	m.SizeBytes, m.AddedBytes, m.CopiedBytes = c.StateSize+c.MetaSize+c.PagesSize, p.added, copiedBytes(c)
 	raw, err := encodeManifest(&m)
 	if err != nil {
 		return nil, err
 	}
-	if raw, err = p.s.vault.seal(raw, manifestName(p.w.ID()), 0); err != nil {
-		return nil, err
-	}
+	raw = p.s.vault.seal(raw, manifestName(p.w.ID()), 0)
 	p.refers = append(t.Packs, m.objects()...)
 	return &m, p.w.Commit(ctx, p.refers, raw)
 }
@@ -278,17 +283,19 @@ func copiedBytes(c *engine.Capture) int64 {
 
 // object stores an object of its own.
 func (p *put) object(ctx context.Context, b []byte) (Object, error) {
-	return p.objectAt(ctx, p.w.NewPack(), b)
-}
-
-func (p *put) objectAt(ctx context.Context, key string, b []byte) (Object, error) {
-	b, err := p.s.vault.seal(b, key, 0)
+	key, err := p.w.NewPack()
 	if err != nil {
 		return Object{}, err
 	}
+	o, err := p.objectAt(ctx, key, b)
 	p.mu.Lock()
-	p.added += int64(len(b))
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	p.added += o.Size
+	return o, err
+}
+
+func (p *put) objectAt(ctx context.Context, key string, b []byte) (Object, error) {
+	b = p.s.vault.seal(b, key, 0)
 	return Object{Key: key, Size: int64(len(b)), Blake3: hexSum(b)}, p.w.Put(ctx, key, b)
 }
 

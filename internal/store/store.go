@@ -228,7 +228,7 @@ func (s *Store) forget(id string) {
 	for _, p := range s.catalog.remove(id) {
 		_ = s.index.RemovePack(p) // a hint
 		if s.vault.cache != nil {
-			_ = s.vault.cache.Drop(cacheName(p)) // it goes at last when there is no room
+			_, _ = s.vault.cache.Drop(cacheName(p)) // it goes at last when there is no room
 		}
 	}
 }
@@ -248,7 +248,7 @@ func (s *Store) learn(id string, packs []string, m *Manifest, packed []packedPac
 			}
 		}
 		if s.vault.cache != nil {
-			_ = s.vault.cache.Evict(s.ctx) // or the next one does
+			_, _ = s.vault.cache.Trim(s.ctx) // or the next one does
 		}
 	})
 }

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/zeebo/blake3"
-
 	"github.com/opencomputer/oc/internal/bucket"
 	"github.com/opencomputer/oc/internal/store/cache"
 	"github.com/opencomputer/oc/internal/store/format"
@@ -44,9 +42,9 @@ func (v *vault) parallel() int {
 func (v *vault) ad(part uint64) []byte { return fmt.Appendf(nil, "%d", part) }
 
 // seal closes bytes for part of an object.
-func (v *vault) seal(b []byte, object string, part uint64) ([]byte, error) {
+func (v *vault) seal(b []byte, object string, part uint64) []byte {
 	if v.keys == nil {
-		return b, nil
+		return b
 	}
 	return v.keys.Seal(nil, b, object, v.ad(part))
 }
@@ -78,12 +76,7 @@ func (v *vault) object(ctx context.Context, checkpoint string, o Object) ([]byte
 // dedupKey keys the hashes of the pages of an org: equal pages of two orgs, or
 // under two keys, have different ones.
 func (v *vault) dedupKey(org string) [32]byte {
-	if v.keys != nil {
-		return v.keys.DedupKey(org)
-	}
-	var k [32]byte
-	blake3.DeriveKey("opencomputer store 2 page identity", []byte(org), k[:])
-	return k
+	return v.keys.DedupKey(org)
 }
 
 // cached is a pack in the cache, opened when it is first wanted. All methods of
@@ -100,7 +93,7 @@ func (v *vault) pack(name string) *cached { return &cached{v: v, name: name} }
 func (c *cached) open() *cache.Pack {
 	c.once.Do(func() {
 		if c.v.cache != nil {
-			c.p, _ = c.v.cache.Pack(cacheName(c.name)) // without it everything is a miss
+			c.p, _ = c.v.cache.Pack(cacheName(c.name), cache.MaxSlots) // without it everything is a miss
 		}
 	})
 	return c.p
@@ -109,10 +102,10 @@ func (c *cached) open() *cache.Pack {
 // cacheName is a pack's name as that of a file.
 func cacheName(pack string) string { return hexSum([]byte(pack))[:40] }
 
-// Read gives n pages from a slot on, if they are all there.
-func (c *cached) Read(p []byte, slot, n int) bool {
+// Read fills p with the pages from a slot on, if they are all there.
+func (c *cached) Read(p []byte, slot int) bool {
 	k := c.open()
-	return k != nil && k.Read(p, slot, n)
+	return k != nil && k.Read(p, slot)
 }
 
 // Has tells whether n pages from a slot on are there.
@@ -131,6 +124,6 @@ func (c *cached) Write(p []byte, slot int) {
 func (c *cached) close() {
 	c.once.Do(func() {})
 	if c.p != nil {
-		c.p.Close()
+		_ = c.p.Close() // of a cache
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/enginetest"
 	"github.com/opencomputer/oc/internal/engine/gvisor"
-	"github.com/opencomputer/oc/internal/store"
 )
 
 // heap holds random memory in a process, and hashes it when /run/ask is made.
@@ -352,13 +351,7 @@ func TestMovedDataDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	d, err := store.OpenDir(filepath.Join(one, "checkpoints"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.Put(t.Context(), store.Manifest{Checkpoint: checkpointID}, c, nil); err != nil {
-		t.Fatal(err)
-	}
+	where := put(t, filepath.Join(one, "store"), c)
 	if err := errors.Join(a.Destroy(t.Context(), p), os.Mkdir(filepath.Dir(two), 0o700), os.Rename(one, two)); err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +359,7 @@ func TestMovedDataDirectory(t *testing.T) {
 	spec2 := enginetest.Spec(t, enginetest.Shape())
 	spec2.ImagePath = filepath.Join(two, "images", "x")
 	h2, guest2 := enginetest.Pair(t)
-	r, err := b.Restore(t.Context(), source(filepath.Join(two, "checkpoints", checkpointID)), []engine.Target{{Spec: spec2, Stdin: guest2}})
+	r, err := b.Restore(t.Context(), source(strings.ReplaceAll(where, one, two)), []engine.Target{{Spec: spec2, Stdin: guest2}})
 	if err != nil {
 		t.Fatal(err)
 	}

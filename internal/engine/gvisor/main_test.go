@@ -5,6 +5,7 @@ package gvisor_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,23 +53,31 @@ func checkpoint(t *testing.T, g *enginetest.Guest) (dir string) {
 	return keep(t, c)
 }
 
-// keep stores a capture and closes it.
-func keep(t testing.TB, c *engine.Capture) (dir string) {
+// keep stores a capture in a store of its own and closes it.
+func keep(t testing.TB, c *engine.Capture) (location string) {
 	t.Helper()
 	defer c.Close()
-	d, err := store.OpenDir(filepath.Join(t.TempDir(), "checkpoints"))
+	return put(t, t.TempDir(), c)
+}
+
+// put stores a capture in a store in the directory.
+func put(t testing.TB, dir string, c *engine.Capture) (location string) {
+	t.Helper()
+	s, err := store.Open(t.Context(), store.Config{Dir: dir, State: t.TempDir(), Cache: t.TempDir(), CacheBytes: 1 << 30}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Put(t.Context(), store.Manifest{Checkpoint: checkpointID}, c, nil); err != nil {
+	defer s.Close()
+	id, _, err := s.Put(t.Context(), store.PutRequest{Manifest: store.Manifest{Checkpoint: checkpointID}, Capture: c})
+	if err != nil {
 		t.Fatal(err)
 	}
-	return d.Path(checkpointID)
+	return s.Location(id)
 }
 
-// source is an artefact of this build in a directory.
-func source(dir string) engine.Source {
-	return engine.Source{Location: dir, Build: host.Build(), Engine: host.Requirements().Engine}
+// source is an artefact of this build.
+func source(location string) engine.Source {
+	return engine.Source{Location: location, Build: host.Build(), Engine: host.Requirements().Engine}
 }
 
 // restore brings up n guests like g from a checkpoint.

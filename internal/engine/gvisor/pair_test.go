@@ -63,7 +63,7 @@ func pairOf(t testing.TB, dir string, other []byte, mb int, rate int64) *pair {
 	}
 	g := host.Adopt(t, p, spec, h)
 	count := fill(t, g, mb)
-	c, err := before.Capture(t.Context(), p, budget)
+	c, err := before.Capture(t.Context(), p, inMemory)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,6 +105,12 @@ var _ engine.Driver = (*Engine)(nil)
 // NewEngine makes an engine with its files below dir.
 func NewEngine(dir string) *Engine { return &Engine{dir: dir, gens: map[string]*generation{}} }
 
+// BuildFile implements engine.Driver: there are none.
+func (e *Engine) BuildFile(string) (string, bool) { return "", false }
+
+// AddBuild implements engine.Driver.
+func (e *Engine) AddBuild(string, io.Reader) error { return errors.ErrUnsupported }
+
 // Hook is asked at each step from now on: it may wait, and its error fails the
 // step. nil takes it away.
 func (e *Engine) Hook(f func(ctx context.Context, step, generation string) error) {

@@ -5,6 +5,7 @@ package sandboxtest
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -166,12 +167,20 @@ func New(t testing.TB) *World {
 
 // Resolve implements sandbox.Images.
 func (w *World) Resolve(ctx context.Context, _, name string, _ func(string)) (sandbox.Image, error) {
-	img := sandbox.Image{Template: name, TreeHash: "tree", Hash: "image", Path: w.image}
+	img := sandbox.Image{Template: name, TreeHash: "tree", Hash: ImageHash, Path: w.image}
 	return img, w.Meta.UpsertImage(ctx, &meta.Image{Hash: img.Hash, TreeHash: img.TreeHash})
 }
 
+// ImageHash is that of the one image, an empty file.
+const ImageHash = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
 // Path implements sandbox.Images.
 func (w *World) Path(context.Context, string) (string, error) { return w.image, nil }
+
+// Add implements sandbox.Images.
+func (w *World) Add(context.Context, string, string, io.Reader) error {
+	return errors.ErrUnsupported
+}
 
 // Config is that of a service of this world.
 func (w *World) Config(t testing.TB) sandbox.Config {
