@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/enginetest"
 	"github.com/opencomputer/oc/internal/engine/gvisor"
@@ -21,6 +23,7 @@ import (
 // pair is a driver with a checkpoint of another build.
 type pair struct {
 	*gvisor.Driver
+	cfg    gvisor.Config
 	builds string // directory of the kept builds
 	src    engine.Source
 	dir    string // of the checkpoint
@@ -79,7 +82,7 @@ func pairOf(t testing.TB, dir string, other []byte, mb int, rate int64) *pair {
 	}
 	src := source(image)
 	src.Build = before.Build()
-	return &pair{Driver: d, builds: cfg.BuildsDir, src: src, dir: image, source: g, count: count}
+	return &pair{Driver: d, cfg: cfg, builds: cfg.BuildsDir, src: src, dir: image, source: g, count: count}
 }
 
 // begin restores the checkpoint once, and gives how to greet the guest.
@@ -199,6 +202,43 @@ func TestOneOfThePairKilled(t *testing.T) {
 	}
 	p.Hurry(r.Pager())
 	intact(t, adopt(), p.count)
+}
+
+// A pager that hangs when its helper ends is ended by the next driver; before,
+// it is left alone.
+func TestHungPager(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, 64, 10<<20)
+	r, _, err := p.begin(t, p.src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pagers := p.helpers(p.Build(), "pager")
+	if len(pagers) != 1 {
+		t.Fatalf("pagers %v", pagers)
+	}
+	if err := unix.Kill(pagers[0], unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	next := func() {
+		d, err := gvisor.New(p.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+	}
+	next()
+	if now := p.helpers(p.Build(), "pager"); len(now) != 1 {
+		t.Errorf("pagers %v beside a helper that restores", now)
+	}
+	if err := unix.Kill(r.Pager().PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	awaitLost(t, r)
+	next()
+	if now := p.helpers(p.Build(), "pager"); len(now) != 0 {
+		t.Errorf("pagers %v without a helper", now)
+	}
 }
 
 // What the pager finds wrong with a checkpoint is told like it is without one.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,8 +25,8 @@ const (
 // endStrays ends the helpers of an earlier server, which nobody waits for: one
 // that hangs would keep its engine frozen. They are asked first, and a stopped
 // one is let go on, because a capture that is cut off at the wrong moment costs
-// the engine. Pagers stay: sandboxes load from them. It must run before this
-// driver starts helpers of its own.
+// the engine. Who restores stays: sandboxes load from it. It must run before
+// this driver starts helpers of its own.
 func (d *Driver) endStrays() {
 	strays := strayHelpers(d.cfg.BuildsDir)
 	for _, pid := range strays {
@@ -44,9 +43,12 @@ func (d *Driver) endStrays() {
 	}
 }
 
-// strayHelpers are the helpers, but for pagers, that run from one of the kept
-// builds below dir.
+// strayHelpers are the helpers that run from one of the kept builds below dir,
+// but for those that restore and their pagers. A pager sees the end of its
+// helper, unless it hangs: when there is none that restores, it is one of them.
 func strayHelpers(dir string) (pids []int) {
+	var pagers []int
+	restoring := false
 	for _, pid := range proc.All() {
 		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		if err != nil || !strings.HasPrefix(exe, filepath.Clean(dir)+"/") {
@@ -57,10 +59,20 @@ func strayHelpers(dir string) (pids []int) {
 			continue
 		}
 		args := bytes.Split(line, []byte{0})
-		if len(args) > 2 && string(args[1]) == HelperCommand &&
-			slices.Contains([]string{wire.VerbPrepare, wire.VerbCapture, wire.VerbPause, wire.VerbResume, wire.VerbWatch, wire.VerbFeatures}, string(args[2])) {
-			pids = append(pids, pid)
+		if len(args) < 3 || string(args[1]) != HelperCommand {
+			continue
 		}
+		switch verb := string(args[2]); verb {
+		case wire.VerbPrepare, wire.VerbCapture, wire.VerbPause, wire.VerbResume, wire.VerbWatch, wire.VerbFeatures:
+			pids = append(pids, pid)
+		case wire.VerbPager:
+			pagers = append(pagers, pid)
+		case wire.VerbRestore:
+			restoring = true
+		}
+	}
+	if !restoring {
+		pids = append(pids, pagers...)
 	}
 	return pids
 }
