@@ -11,7 +11,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/memmap"
@@ -33,7 +32,6 @@ type Server struct {
 	files  map[string]File
 	failed func(error)  // told once, when a page cannot be had
 	rate   atomic.Int64 // bytes/s of the bulk of the pages; 0 = unlimited
-	slot   uint64       // bytes of a read of pages, at most
 	read   atomic.Int64
 	faults atomic.Int64
 	once   sync.Once
@@ -48,9 +46,6 @@ func NewServer(f Files, rate int64, failed func(error)) *Server {
 		checkpointfiles.PagesFileName:         f.Pages,
 	}}
 	s.rate.Store(rate)
-	for s.slot = maxReadBytes; rate > 0 && s.slot > minReadBytes && time.Duration(s.slot)*time.Second/time.Duration(rate) > slotTime; {
-		s.slot /= 2
-	}
 	return s
 }
 
@@ -84,6 +79,7 @@ func (r readServer) OpenRead(path string) (stateio.AsyncReader, error) {
 	rd := &reader{s: r.s, f: f, done: make(chan stateio.Completion, maxReads), jobs: make(chan readJob, maxReads)}
 	if path == checkpointfiles.PagesFileName {
 		rd.seen = make([]bool, f.Size()/pageSize+1)
+		rd.bulk = newPacer(&r.s.rate, func(j readJob) { rd.jobs <- j }) // it has room for every slot
 	}
 	for range readWorkers {
 		rd.wg.Go(rd.work)
@@ -91,15 +87,11 @@ func (r readServer) OpenRead(path string) (stateio.AsyncReader, error) {
 	return rd, nil
 }
 
-// Limits of the page protocol for loading. The engine fills all read slots
-// with bulk reads and can only ask for a faulting page when one completes, so
-// a slot must be short: 64 KiB at the usual rate is less than a millisecond, and
-// at a low one it is less than 64 KiB.
+// Limits of the page protocol for loading. A read of pages is a block of the
+// store, which is verified whole.
 const (
 	maxReads     = 8
 	maxReadBytes = 64 << 10
-	minReadBytes = 16 << 10
-	slotTime     = 3 * time.Millisecond
 	// maxStateBytes is for the files that the engine reads through, before
 	// anything runs.
 	maxStateBytes = 1 << 20
@@ -125,11 +117,9 @@ type reader struct {
 	done chan stateio.Completion
 	wg   sync.WaitGroup
 
-	seen []bool    // pages asked for; nil: not the pages file
-	next int64     // where the bulk reads go on
-	due  time.Time // when the next bulk read may complete
-
-	closing sync.WaitGroup // paced reads not yet handed to a worker
+	seen []bool // pages asked for; nil: not the pages file
+	next int64  // where the bulk reads go on
+	bulk *pacer
 
 	mu    sync.Mutex
 	files []*os.File // destinations
@@ -166,30 +156,18 @@ func (r *reader) add(id int, off int64, total uint64, to stateio.DestinationFile
 	for r.next < size && r.seen[r.next/pageSize] {
 		r.next += pageSize
 	}
-	bulk := off == r.next
+	ordered := off == r.next
 	for o := off; o < off+int64(total) && o < size; o += pageSize {
 		r.seen[o/pageSize] = true
 	}
-	if !bulk {
+	if !ordered {
 		r.s.faults.Add(1)
 		r.jobs <- j
+		r.bulk.hasten()
 		return
 	}
 	r.next = off + int64(total)
-	rate := r.s.rate.Load()
-	if rate == 0 {
-		r.jobs <- j
-		return
-	}
-	if now := time.Now(); r.due.Before(now) {
-		r.due = now
-	}
-	r.due = r.due.Add(time.Duration(float64(total) / float64(rate) * float64(time.Second)))
-	r.closing.Add(1)
-	time.AfterFunc(time.Until(r.due), func() {
-		defer r.closing.Done()
-		r.jobs <- j // never blocks: it has room for every slot
-	})
+	r.bulk.hold(j)
 }
 
 func (r *reader) work() {
@@ -248,7 +226,9 @@ func (r *reader) Wait(cs []stateio.Completion, n int) ([]stateio.Completion, err
 }
 
 func (r *reader) Close() error {
-	r.closing.Wait()
+	if r.bulk != nil {
+		r.bulk.close()
+	}
 	close(r.jobs)
 	r.wg.Wait()
 	r.mu.Lock()
@@ -263,7 +243,7 @@ func (r *reader) MaxReadBytes() uint64 {
 	if r.seen == nil {
 		return maxStateBytes
 	}
-	return r.s.slot
+	return maxReadBytes
 }
 func (r *reader) MaxRanges() int   { return maxRanges }
 func (r *reader) MaxParallel() int { return maxReads }

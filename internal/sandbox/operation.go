@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/opencomputer/oc/internal/admission"
@@ -139,6 +140,7 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 			claim.Release()
 		}
 	}()
+	defer s.pool.hold()()
 	var seeds []*seed
 	defer func() {
 		for _, sd := range seeds {
@@ -190,13 +192,18 @@ func (s *Service) loadedBytes(procs []engine.Process, each int64) (sum int64) {
 	return sum
 }
 
-// greet makes runs of the restored seeds, side by side.
+// greet makes runs of the restored seeds, a few side by side: a guest whose
+// pages are still to come takes longer, and more of the machine, when all are
+// woken at once.
 func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed) error {
 	procs := r.restoring.Processes()
 	pager := r.restoring.Pager().Encode()
 	errs := make(chan error, len(rows))
+	turns := make(chan struct{}, greetings*runtime.NumCPU())
 	for i := range rows {
 		go func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			run, err := r.s.greet(ctx, rows[i], seeds[i], procs[i])
 			if err == nil {
 				run.gen.Pager = pager
@@ -213,6 +220,9 @@ func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed
 	}
 	return all
 }
+
+// greetings is how many restored runs per CPU are greeted at a time.
+const greetings = 2
 
 // lossNews bounds how long the news of a loss may take longer than its effects.
 const lossNews = time.Second

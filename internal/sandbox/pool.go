@@ -26,6 +26,7 @@ type pool struct {
 	wanted  map[poolKey]time.Time
 	filling bool
 	taken   time.Time // when something was last asked for
+	pending int       // restores that are being brought up
 	closed  bool
 	hits    int
 	misses  int
@@ -104,13 +105,29 @@ func (p *pool) refill(key poolKey, img Image) {
 	})
 }
 
-// quiet waits until nobody has taken anything for a while, so that refilling
-// does not slow down what the pool is there to speed up. It is false when the
-// service ends.
+// hold keeps the pool from being refilled until what was taken has come up,
+// which for many at once takes longer than a while.
+func (p *pool) hold() (release func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pending++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.pending--
+	}
+}
+
+// quiet waits until nobody has taken anything for a while and nothing is being
+// restored, so that refilling does not slow down what the pool is there to speed
+// up. It is false when the service ends.
 func (p *pool) quiet() bool {
 	for {
 		p.mu.Lock()
 		wait := poolQuiet - time.Since(p.taken)
+		if p.pending > 0 {
+			wait = poolQuiet
+		}
 		p.mu.Unlock()
 		if wait <= 0 {
 			return true

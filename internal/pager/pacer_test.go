@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pager
+
+import (
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// paced is a pacer and the times at which its reads came out.
+type paced struct {
+	*pacer
+	rate  atomic.Int64
+	start time.Time
+	out   []time.Duration
+}
+
+func newPaced(rate int64, reads int) *paced {
+	p := &paced{start: time.Now()}
+	p.rate.Store(rate)
+	p.pacer = newPacer(&p.rate, func(readJob) { p.out = append(p.out, time.Since(p.start)) })
+	for range reads {
+		p.hold(readJob{size: maxReadBytes})
+	}
+	return p
+}
+
+// count is how many reads came out in a time from now on.
+func (p *paced) count(d time.Duration) int {
+	p.mu.Lock()
+	before := len(p.out)
+	p.mu.Unlock()
+	time.Sleep(d)
+	synctest.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.out) - before
+}
+
+// The bulk keeps to its rate, until somebody is in a hurry.
+func TestRate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPaced(100*maxReadBytes, 1000)
+		defer p.close()
+		if n := p.count(2 * time.Second); n < 199 || n > 201 {
+			t.Errorf("%d reads in two seconds at 100 a second", n)
+		}
+		p.rate.Store(1)
+		if n := p.count(10 * time.Second); n < 150 || n > 160 {
+			t.Errorf("%d reads in ten seconds, want one in each %v", n, patient)
+		}
+		p.rate.Store(0)
+		if p.count(patient); len(p.out) != 1000 {
+			t.Errorf("%d reads of 1000 came out when there was no bound", len(p.out))
+		}
+	})
+}
+
+// After a page was waited for the engine gets chances to ask for more, quickly
+// first; what came early is made up for.
+func TestHasten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPaced(20*maxReadBytes, 1000)
+		defer p.close()
+		p.count(2 * time.Second)
+		p.hasten()
+		if n := p.count(2 * impatient); n != 1 {
+			t.Errorf("%d reads just after a page was waited for, want 1", n)
+		}
+		if n := p.count(100 * impatient); n < 5 {
+			t.Errorf("only %d reads in a moment after a page was waited for", n)
+		}
+		p.count(2 * time.Second)
+		if n := len(p.out); n < 75 || n > 95 {
+			t.Errorf("%d reads in four seconds at 20 a second", n)
+		}
+	})
+}
+
+// Nothing comes out of a closed pacer.
+func TestClosedPacer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPaced(maxReadBytes, 10)
+		p.close()
+		if n := p.count(time.Minute); n > 1 {
+			t.Errorf("%d reads came out", n)
+		}
+	})
+}
