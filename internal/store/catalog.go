@@ -118,6 +118,17 @@ func (c *catalog) cover(pins []string, pages map[string]int, m Manifest) []strin
 	return pins
 }
 
+// name gives the id that users see of an object, or its own if that is not
+// known.
+func (c *catalog) name(id string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k := c.objects[id]; k != nil {
+		return k.checkpoint
+	}
+	return id
+}
+
 // blob gives the file of the kind and hash that an object keeps, or nil.
 func (c *catalog) blob(id, kind, sum string) *Blob {
 	c.mu.Lock()

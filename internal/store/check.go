@@ -140,7 +140,7 @@ func (c *checker) broken(id, checkpoint, key string, err error) {
 // checkpoint looks at what only one checkpoint has, and notes what it needs.
 func (c *checker) checkpoint(ctx context.Context, o *refs.Object) {
 	c.r.Checkpoints++
-	m, err := c.v.manifest(o.ID, o.Payload)
+	m, err := c.v.manifest(o.ID, o.ID, o.Payload)
 	if err != nil {
 		c.broken(o.ID, "", manifestName(o.ID), err)
 		return

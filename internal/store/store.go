@@ -107,13 +107,14 @@ func (s *Store) Close() {
 
 // Location names a checkpoint of this store for Reach, in another process.
 func (s *Store) Location(id string) string {
-	b, _ := json.Marshal(location{s.cfg, id}) // a struct of strings and numbers
+	b, _ := json.Marshal(location{s.cfg, id, s.catalog.name(id)}) // a struct of strings and numbers
 	return string(b)
 }
 
 type location struct {
 	Store  Config `json:"store"`
 	Object string `json:"object"`
+	Name   string `json:"name"` // the id that users see
 }
 
 // Reach opens a checkpoint by its Location, claiming it, or by its directory if
@@ -130,20 +131,23 @@ func Reach(ctx context.Context, where string) (Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return v.image(ctx, refs.New(v.b, refsConfig), l.Object)
+	return v.image(ctx, refs.New(v.b, refsConfig), l.Object, l.Name)
 }
 
 // Image opens a checkpoint and claims its data: until the image is closed, it
 // can be read, also when it is deleted meanwhile. It fails with a Damaged fault,
 // or NotFound.
 func (s *Store) Image(ctx context.Context, id string) (*Image, error) {
-	return s.vault.image(ctx, s.refs, id)
+	return s.vault.image(ctx, s.refs, id, s.catalog.name(id))
 }
 
-func (v *vault) image(ctx context.Context, log *refs.Log, id string) (_ *Image, err error) {
+func (v *vault) image(ctx context.Context, log *refs.Log, id, name string) (_ *Image, err error) {
 	lease, o, err := log.Read(ctx, id)
 	if errors.Is(err, bucket.ErrNotExist) || errors.Is(err, refs.ErrState) {
 		return nil, fault.New(fault.NotFound, "the checkpoint has no data in the store")
+	}
+	if errors.Is(err, refs.ErrDamaged) {
+		return nil, Damaged(name, "%v", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
@@ -155,7 +159,7 @@ func (v *vault) image(ctx context.Context, log *refs.Log, id string) (_ *Image, 
 			im.Close()
 		}
 	}()
-	if im.manifest, err = v.manifest(id, o.Payload); err != nil {
+	if im.manifest, err = v.manifest(id, name, o.Payload); err != nil {
 		return nil, err
 	}
 	return im, im.load(ctx)
@@ -164,12 +168,20 @@ func (v *vault) image(ctx context.Context, log *refs.Log, id string) (_ *Image, 
 // manifestName is what a manifest is sealed as.
 func manifestName(id string) string { return "ckpt/" + id }
 
-func (v *vault) manifest(id string, payload []byte) (*Manifest, error) {
+// manifest opens the payload of an object; name is the checkpoint's, if known.
+func (v *vault) manifest(id, name string, payload []byte) (*Manifest, error) {
 	raw, err := v.open(payload, manifestName(id), 0)
-	if err != nil {
-		return nil, fmt.Errorf("store: object %s: %w", id, err)
+	if errors.Is(err, seal.ErrDamaged) {
+		return nil, Damaged(name, "its manifest: %v", err)
 	}
-	return decodeManifest(id, raw)
+	if err != nil {
+		return nil, fmt.Errorf("store: checkpoint %s: %w", name, err)
+	}
+	if id, err := seal.KeyOf(raw); err == nil {
+		return nil, fault.New(fault.Invalid, "checkpoint %s is sealed with the key %s, and the server has no keys", name, id).
+			WithHint("start the server with --store-keys and the file that has the key")
+	}
+	return decodeManifest(name, raw)
 }
 
 // load reads the table.
@@ -197,7 +209,7 @@ func (s *Store) survey(ctx context.Context) error {
 	err := s.refs.List(ctx, func(o *refs.Object, err error) error {
 		var m *Manifest
 		if err == nil && o.State == refs.Committed {
-			m, err = s.vault.manifest(o.ID, o.Payload)
+			m, err = s.vault.manifest(o.ID, o.ID, o.Payload)
 		}
 		if err != nil {
 			s.log.Warn("a checkpoint in the store cannot be read", "object", o.ID, "error", err)

@@ -3,12 +3,15 @@
 package gvisor_test
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +21,7 @@ import (
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/enginetest"
 	"github.com/opencomputer/oc/internal/engine/gvisor"
+	"github.com/opencomputer/oc/internal/store"
 )
 
 // heap holds random memory in a process, and hashes it when /run/ask is made.
@@ -249,9 +253,11 @@ func TestDamagedCheckpoint(t *testing.T) {
 	t.Parallel()
 	g := host.Start(t, enginetest.Shape())
 	fill(t, g, 32)
-	for _, name := range []string{"state", "meta", "pages", "manifest"} {
+	for _, name := range []string{"packs/*/*", "ckpt/*"} {
 		dir := checkpoint(t, g)
-		flip(t, filepath.Join(dir, name), 0)
+		for _, path := range stored(t, dir, name) {
+			flip(t, path, 0)
+		}
 		spec := enginetest.Spec(t, g.Spec.Shape)
 		_, guest := enginetest.Pair(t)
 		r, err := host.Restore(t.Context(), source(dir), []engine.Target{{Spec: spec, Stdin: guest}})
@@ -270,6 +276,29 @@ func TestDamagedCheckpoint(t *testing.T) {
 	}
 }
 
+// stored are the files of the store of a location that match a pattern.
+func stored(t *testing.T, location, pattern string) []string {
+	t.Helper()
+	var l struct{ Store store.Config }
+	if err := json.Unmarshal([]byte(location), &l); err != nil {
+		t.Fatal(err)
+	}
+	paths, err := filepath.Glob(filepath.Join(l.Store.Dir, pattern))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%s: %v, %v", pattern, paths, err)
+	}
+	return paths
+}
+
+func size(t *testing.T, path string) int64 {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Size()
+}
+
 func awaitLost(t *testing.T, r engine.Restoring) {
 	t.Helper()
 	select {
@@ -286,7 +315,8 @@ func TestDamageFoundLate(t *testing.T) {
 	g := host.Start(t, enginetest.Shape())
 	fill(t, g, 128)
 	dir := checkpoint(t, g)
-	flip(t, filepath.Join(dir, "pages"), -1)
+	packs := stored(t, dir, "packs/*/*")
+	flip(t, slices.MaxFunc(packs, func(a, b string) int { return cmp.Compare(size(t, a), size(t, b)) }), -1)
 	r, _ := restoring(t, dir, g, 1)
 	p := r.Processes()[0]
 	t.Cleanup(func() {
