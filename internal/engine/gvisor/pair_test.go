@@ -304,7 +304,8 @@ func TestRestoreByAFirstBuild(t *testing.T) {
 
 // BenchmarkSpawn is the time from a restore to the first answer of the guest's
 // shell: by one process of our build, by one of another build, and by a pair of
-// which the helper is of another build. The medians are reported.
+// which the helper is of another build. The other time is until all is loaded,
+// in a hurry after that answer. The medians are reported.
 func BenchmarkSpawn(b *testing.B) {
 	p := newPair(b, 256, 0)
 	ours, other := p.src, p.src
@@ -314,7 +315,7 @@ func BenchmarkSpawn(b *testing.B) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(script), 0o700)); err != nil {
 		b.Fatal(err)
 	}
-	times := map[engine.Source][]time.Duration{}
+	times, loads := map[engine.Source][]time.Duration{}, map[engine.Source][]time.Duration{}
 	spawn := func(src engine.Source) {
 		start := time.Now()
 		r, adopt, err := p.begin(b, src)
@@ -326,6 +327,7 @@ func BenchmarkSpawn(b *testing.B) {
 		times[src] = append(times[src], time.Since(start))
 		p.Hurry(r.Pager())
 		<-r.Loaded()
+		loads[src] = append(loads[src], time.Since(start))
 		r.Release()
 		if err := p.DestroyGeneration(b.Context(), g.Generation); err != nil {
 			b.Fatal(err)
@@ -334,18 +336,21 @@ func BenchmarkSpawn(b *testing.B) {
 	spawn(other) // which asks it what it can
 	spawn(p.src)
 	clear(times)
+	clear(loads)
 	for b.Loop() {
 		for _, src := range []engine.Source{ours, other, p.src} {
 			spawn(src)
 		}
 	}
-	median := func(src engine.Source) float64 {
-		slices.Sort(times[src])
-		return float64(times[src][len(times[src])/2]) / float64(time.Millisecond)
+	median := func(ds []time.Duration) float64 {
+		slices.Sort(ds)
+		return float64(ds[len(ds)/2]) / float64(time.Millisecond)
 	}
-	b.ReportMetric(median(ours), "ours-ms")
-	b.ReportMetric(median(other), "other-ms")
-	b.ReportMetric(median(p.src), "pair-ms")
-	b.ReportMetric(median(p.src)/median(other), "ratio")
+	b.ReportMetric(median(times[ours]), "ours-ms")
+	b.ReportMetric(median(times[other]), "other-ms")
+	b.ReportMetric(median(times[p.src]), "pair-ms")
+	b.ReportMetric(median(times[p.src])/median(times[other]), "ratio")
+	b.ReportMetric(median(loads[other]), "other-loaded-ms")
+	b.ReportMetric(median(loads[p.src]), "pair-loaded-ms")
 	b.ReportMetric(0, "ns/op")
 }

@@ -277,7 +277,7 @@ func dialFake(t testing.TB, conn *os.File, other *net.UnixConn, size int64) *Cli
 		t.Fatal(err)
 	}
 	defer shared.Close()
-	defer unix.Munmap(mem)
+	defer func() { _ = unix.Munmap(mem) }() // there is one
 	h := hello{version: 1, slots: slotCount, slotBytes: minSlotBytes, sizes: [fileCount]int64{size, size, size}}
 	if _, _, err := other.WriteMsgUnix(h.encode(), unix.UnixRights(int(shared.Fd())), nil); err != nil {
 		t.Fatal(err)

@@ -166,7 +166,7 @@ func encodeRefusal(why error) []byte {
 
 // decodeRefusal gives why the pager does not serve. ok tells whether the packet
 // is a refusal.
-func decodeRefusal(b []byte) (why error, ok bool) { //nolint:revive,staticcheck // the error is the value, not a failure
+func decodeRefusal(b []byte) (why error, ok bool) { //nolint:revive // the error is the value, not a failure
 	if len(b) < 1+len(magic) || b[0] != kindRefusal || string(b[1:1+len(magic)]) != magic {
 		return nil, false
 	}
