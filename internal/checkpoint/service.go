@@ -98,6 +98,8 @@ func (s *Service) Start(ctx context.Context) error {
 			if !slices.Contains(stored, c.ID) {
 				s.fail(ctx, &c, errors.New("its data is missing from the store"))
 			}
+		case meta.CheckpointDamaged: // what is left of it may be repaired
+			keep[c.ID] = true
 		}
 	}
 	for _, id := range stored {
