@@ -27,6 +27,7 @@ type Checkpoint struct {
 	SandboxConfig map[string]any `json:"sandboxConfig" doc:"Shape of the sandbox: template, cpuCount, memoryMB, diskMB"`
 	Kind          string         `json:"kind" doc:"full or disk_only"`
 	Status        string         `json:"status" doc:"processing, ready or failed"`
+	Damaged       bool           `json:"damaged,omitempty" doc:"It was ready, and cannot be read any more; the status is failed"`
 	Unverified    bool           `json:"unverified,omitempty" doc:"Taken without the agent's help, of a sandbox that was not well"`
 	ParentID      string         `json:"parentId,omitempty" doc:"Checkpoint that this state descends from"`
 	Automatic     bool           `json:"automatic,omitempty" doc:"Made by the server itself"`

@@ -217,7 +217,7 @@ func FuzzEvents(f *testing.F) {
 		})
 		resp := &http.Response{Header: http.Header{"Content-Type": {eventStream}}, Body: io.NopCloser(bytes.NewReader(stream))}
 		var sb Sandbox
-		_ = progressResult(resp, nil, &sb)
+		_ = progressResult(resp, watcher{}, &sb)
 	})
 }
 

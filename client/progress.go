@@ -22,11 +22,18 @@ type BuildLog struct {
 	Message string `json:"message"`
 }
 
-// The names of the events of a call with progress: any number of build_log,
-// then exactly one of result (data: what the call returns) and error (data:
-// ErrorBody).
+// Progress is the data of a progress event: how far a long call has come.
+type Progress struct {
+	Done  int64 `json:"done" doc:"Bytes"`
+	Total int64 `json:"total,omitempty" doc:"Bytes in all; 0 = not known"`
+}
+
+// The names of the events of a call with progress: any number of build_log and
+// progress, then exactly one of result (data: what the call returns) and error
+// (data: ErrorBody).
 const (
 	EventBuildLog = "build_log"
+	EventProgress = "progress"
 	EventResult   = "result"
 	EventError    = "error"
 )
@@ -37,9 +44,31 @@ const maxEvent = 4 << 20
 // eventStream is the media type of a call with progress.
 const eventStream = "text/event-stream"
 
+// watcher is given the progress of a call. Any of its functions may be nil.
+type watcher struct {
+	line  func(string)            // steps, for a person
+	count func(done, total int64) // bytes
+}
+
+// event passes an event of progress on, if it is one.
+func (w watcher) event(name string, data []byte) {
+	switch name {
+	case EventBuildLog:
+		var log BuildLog
+		if json.Unmarshal(data, &log) == nil && w.line != nil {
+			w.line(log.Message)
+		}
+	case EventProgress:
+		var p Progress
+		if json.Unmarshal(data, &p) == nil && w.count != nil {
+			w.count(p.Done, p.Total)
+		}
+	}
+}
+
 // progressCall posts a JSON request, passes the progress on and returns the
 // result.
-func progressCall[T any](ctx context.Context, c *Client, path string, in any, progress func(string)) (out T, err error) {
+func progressCall[T any](ctx context.Context, c *Client, path string, in any, w watcher) (out T, err error) {
 	data, err := json.Marshal(in)
 	if err != nil {
 		return out, fmt.Errorf("encode request: %w", err)
@@ -49,12 +78,12 @@ func progressCall[T any](ctx context.Context, c *Client, path string, in any, pr
 	if err != nil {
 		return out, err
 	}
-	return out, progressResult(resp, progress, &out)
+	return out, progressResult(resp, w, &out)
 }
 
 // progressResult reads the answer of a call with progress, which is an event
 // stream or, from a server that had nothing to report, plain JSON.
-func progressResult(resp *http.Response, progress func(string), out any) error {
+func progressResult(resp *http.Response, w watcher, out any) error {
 	defer resp.Body.Close()
 	if mt, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mt != eventStream {
 		return decode(resp.Body, out)
@@ -62,11 +91,6 @@ func progressResult(resp *http.Response, progress func(string), out any) error {
 	done := errors.New("done")
 	err := readEvents(resp.Body, func(name string, data []byte) error {
 		switch name {
-		case EventBuildLog:
-			var log BuildLog
-			if json.Unmarshal(data, &log) == nil && progress != nil {
-				progress(log.Message)
-			}
 		case EventResult:
 			if err := decode(bytes.NewReader(data), out); err != nil {
 				return err
@@ -82,6 +106,7 @@ func progressResult(resp *http.Response, progress func(string), out any) error {
 			}
 			return e
 		}
+		w.event(name, data)
 		return nil
 	})
 	switch {

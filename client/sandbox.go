@@ -57,7 +57,7 @@ func (c *Client) CreateSandbox(ctx context.Context, req CreateSandboxRequest, pr
 		var sb Sandbox
 		return sb, c.call(ctx, "POST", "/sandboxes", req, &sb)
 	}
-	return progressCall[Sandbox](ctx, c, "/sandboxes", req, progress)
+	return progressCall[Sandbox](ctx, c, "/sandboxes", req, watcher{line: progress})
 }
 
 // ListSandboxes gives the sandboxes, newest first; all includes stopped ones.

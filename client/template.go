@@ -33,7 +33,7 @@ func (c *Client) ListTemplates(ctx context.Context) ([]Template, error) {
 // BuildTemplate makes a template that the server knows how to build ("base") and
 // returns when it is ready. Progress (may be nil) is given lines for a person.
 func (c *Client) BuildTemplate(ctx context.Context, name string, progress func(string)) (Template, error) {
-	return progressCall[Template](ctx, c, path("templates", name, "build"), struct{}{}, progress)
+	return progressCall[Template](ctx, c, path("templates", name, "build"), struct{}{}, watcher{line: progress})
 }
 
 // ImportTemplate makes a template of an archive: a root file system tarball
@@ -45,7 +45,7 @@ func (c *Client) ImportTemplate(ctx context.Context, name string, archive io.Rea
 	if err != nil {
 		return out, err
 	}
-	return out, progressResult(resp, progress, &out)
+	return out, progressResult(resp, watcher{line: progress}, &out)
 }
 
 // DeleteTemplate removes a template; it is refused while something needs it.

@@ -21,6 +21,7 @@ func run(args []string) int {
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	m := cli.New(serveCommand(), upCommand(), downCommand(), statusCommand(), keyCommand(), installServiceCommand(), keeperCommand())
 	m.Version = buildinfo.Version()
+	m.NewKey = newStoreKey
 	return m.Run(context.Background(), args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())
 }
 

@@ -41,14 +41,19 @@ func endOf(sb meta.Sandbox) time.Time {
 	return time.Time{}
 }
 
-// checkpointOut makes the wire form of a checkpoint.
+// checkpointOut makes the wire form of a checkpoint. A damaged one is a failed
+// one to clients that know no better.
 func checkpointOut(cp meta.Checkpoint) client.Checkpoint {
+	damaged := cp.Status == meta.CheckpointDamaged
+	if damaged {
+		cp.Status = meta.CheckpointFailed
+	}
 	return client.Checkpoint{
 		ID: cp.ID, SandboxID: cp.SandboxID, OrgID: cp.OrgID, Name: cp.Name,
 		SandboxConfig: map[string]any{
 			"template": cp.Template, "cpuCount": cp.CPUs, "memoryMB": cp.MemoryMB, "diskMB": cp.DiskMB,
 		},
-		Kind: cp.Kind, Status: string(cp.Status),
+		Kind: cp.Kind, Status: string(cp.Status), Damaged: damaged,
 		ParentID: cp.ParentID, Automatic: cp.Automatic, Unverified: cp.Unverified,
 		SizeBytes: cp.SizeBytes, AddedBytes: cp.AddedBytes,
 		CreatedAt: cp.CreatedAt.UTC(), ErrorMsg: cp.ErrorMsg, FailedAt: cp.FailedAt,

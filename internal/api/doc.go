@@ -12,7 +12,8 @@
 //   - Every route needs an API key, except the health checks, the API
 //     description, and the file URLs that carry a signature. What a request may
 //     see is what the services show to the key's org: a foreign id answers like
-//     an unknown one.
+//     an unknown one. The routes of the store as a whole take any key, and name
+//     no checkpoint of another org.
 //   - An answer that is not a success has the body {"error","code","hint"},
 //     whoever found the fault: a service, the router, the decoder, a panic.
 //   - Causes, stacks, keys and bodies never reach a client or the log line of a
@@ -27,7 +28,8 @@
 //
 // Bounds: 1 MiB of JSON, 64 KiB of headers within 10 s, 64 KiB per socket
 // message, 2048 requests and sockets at a time, two minutes without progress on
-// any stream, 16 MiB of output of a run, 32 GiB of a file or archive.
+// any stream, 16 MiB of output of a run, 32 GiB of a file or archive, 1 TiB of an
+// exported checkpoint.
 //
 // The package knows services and agents. It must not import the engine, the
 // store, the pager or a database: what it needs of them is in seams.go.

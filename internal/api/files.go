@@ -151,7 +151,7 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, orgID, path, conte
 func (s *Server) receive(w http.ResponseWriter, r *http.Request, orgID, path string,
 	store func(context.Context, *sandbox.Lease, io.Reader) error) {
 	s.withLease(w, r, orgID, path, func(ctx context.Context, lease *sandbox.Lease) error {
-		body := s.upload(w, r)
+		body := s.upload(w, r, maxTransfer)
 		defer body.finish()
 		if err := store(ctx, lease, body); err != nil {
 			return body.explain(err)

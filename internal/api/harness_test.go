@@ -45,6 +45,7 @@ const (
 	boxA, boxB = "sb-0000000a", "sb-0000000b"
 	goneA      = "sb-0000dead"
 	cpA, cpB   = "cp-0000000a", "cp-0000000b"
+	cpDamaged  = "cp-0000dead" // of org A
 )
 
 // world stands in for all services: two orgs with a running sandbox, a
@@ -62,8 +63,11 @@ type world struct {
 	lastSpawn   checkpoint.SpawnRequest
 	leases      int
 	fail        error    // of the next service call
+	failAfter   error    // of calls of the storage, at their end
 	lines       []string // progress that a long call makes
 	imported    []byte
+	exported    []byte // what an export writes; a failure comes after it
+	stored      string // the last call of the storage
 }
 
 // box is a sandbox of the world; its agent is a real one, started at first use.
@@ -89,10 +93,11 @@ func newWorld(t *testing.T) *world {
 	w.boxes[goneA] = &box{row: meta.Sandbox{ID: goneA, OrgID: "org-a", State: meta.SandboxStopped, StoppedAt: &at}}
 	w.checkpoints = []meta.Checkpoint{
 		{ID: cpA, OrgID: "org-a", SandboxID: boxA, Name: "one", Kind: "full", Status: meta.CheckpointReady, CreatedAt: at, SizeBytes: 7, AddedBytes: 3},
+		{ID: cpDamaged, OrgID: "org-a", SandboxID: goneA, Name: "three", Kind: "full", Status: meta.CheckpointDamaged, CreatedAt: at, ErrorMsg: "a pack is missing"},
 		{ID: cpB, OrgID: "org-b", SandboxID: boxB, Name: "two", Kind: "full", Status: meta.CheckpointReady, CreatedAt: at},
 	}
 	srv, err := New(Config{
-		Sandboxes: w, Checkpoints: worldCheckpoints{w}, Templates: worldTemplates{w}, Keys: w,
+		Sandboxes: w, Checkpoints: worldCheckpoints{w}, Storage: worldStorage{w}, Templates: worldTemplates{w}, Keys: w,
 		Log: slog.New(slog.DiscardHandler), SigningKey: []byte(strings.Repeat("k", 32)),
 		MaxCPUs: 8, MaxMemoryMB: 16384, Version: "v1", APIURL: "http://x", DataDir: "/data",
 	})

@@ -22,10 +22,19 @@ const (
 	eventStream = "text/event-stream"
 	// keepAlive is how often a silent event stream shows that it is alive.
 	keepAlive = 15 * time.Second
+	// countEvery is how often a count is sent at most.
+	countEvery = 200 * time.Millisecond
 )
 
+// reporter takes the progress of a call. Its functions may be called at any
+// time, by any goroutine.
+type reporter struct {
+	line  func(string)            // a step, for a person
+	count func(done, total int64) // bytes; a total of 0 is not known
+}
+
 // work is a call that may report progress and gives what to answer with.
-type work func(ctx context.Context, progress func(string)) (any, error)
+type work func(ctx context.Context, report reporter) (any, error)
 
 // progressResponse runs work as the answer of a typed operation.
 func (s *Server) progressResponse(status int, do work) *huma.StreamResponse {
@@ -36,15 +45,15 @@ func (s *Server) progressResponse(status int, do work) *huma.StreamResponse {
 }
 
 // serveProgress runs work. A client that accepts events gets its progress as it
-// comes; the stream begins with the first line of it, so that what fails or
-// succeeds before is a plain answer with a status of its own.
+// comes; the stream begins with the first of it, so that what fails or succeeds
+// before is a plain answer with a status of its own.
 func (s *Server) serveProgress(w http.ResponseWriter, r *http.Request, status int, do work) {
 	ev := &events{w: w, rc: http.NewResponseController(w)}
-	progress := func(string) {}
+	report := reporter{line: func(string) {}, count: func(int64, int64) {}}
 	if strings.Contains(r.Header.Get("Accept"), eventStream) {
-		progress = ev.progress
+		report = reporter{line: ev.line, count: ev.count}
 	}
-	v, err := do(r.Context(), progress)
+	v, err := do(r.Context(), report)
 	streaming := ev.finish()
 	switch {
 	case err != nil && streaming:
@@ -62,29 +71,48 @@ func (s *Server) serveProgress(w http.ResponseWriter, r *http.Request, status in
 
 // events writes a stream of server-sent events.
 type events struct {
-	mu    sync.Mutex // guards the fields, and that one event is written at a time
-	w     http.ResponseWriter
-	rc    *http.ResponseController
-	step  int
-	done  bool
-	timer *time.Timer // nil until the stream has begun
+	mu      sync.Mutex // guards the fields, and that one event is written at a time
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	step    int
+	counted time.Time // when the last count was sent
+	done    bool
+	timer   *time.Timer // nil until the stream has begun
 }
 
-// progress sends a line of progress. It may be called at any time.
-func (e *events) progress(line string) {
+// line sends a line of progress.
+func (e *events) line(line string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.done {
+	if !e.begun() {
 		return
 	}
-	if e.timer == nil {
+	e.step++
+	e.write(client.EventBuildLog, client.BuildLog{Step: e.step, Type: "log", Message: line})
+}
+
+// count sends how far the call has come, if that is news: the last count and
+// one in a while.
+func (e *events) count(done, total int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if done != total && time.Since(e.counted) < countEvery || !e.begun() {
+		return
+	}
+	e.counted = time.Now()
+	e.write(client.EventProgress, client.Progress{Done: done, Total: total})
+}
+
+// begun begins the stream unless it has; it is false when it has ended. e.mu is
+// held.
+func (e *events) begun() bool {
+	if !e.done && e.timer == nil {
 		e.w.Header().Set("Content-Type", eventStream)
 		e.w.Header().Set("Cache-Control", "no-store")
 		e.w.WriteHeader(http.StatusOK)
 		e.timer = time.AfterFunc(keepAlive, e.alive)
 	}
-	e.step++
-	e.write(client.EventBuildLog, client.BuildLog{Step: e.step, Type: "log", Message: line})
+	return !e.done
 }
 
 // alive sends a comment.

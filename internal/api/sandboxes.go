@@ -73,8 +73,8 @@ func (s *Server) createSandbox(ctx context.Context, in *createInput) (*huma.Stre
 		CPUs: b.CPUCount, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, TimeoutSec: b.Timeout,
 		Envs: b.Envs, Metadata: b.Metadata,
 	}
-	return s.progressResponse(http.StatusCreated, func(ctx context.Context, progress func(string)) (any, error) {
-		req.Progress = progress
+	return s.progressResponse(http.StatusCreated, func(ctx context.Context, report reporter) (any, error) {
+		req.Progress = report.line
 		sb, err := s.cfg.Sandboxes.Create(ctx, orgOf(ctx), req)
 		return sandboxOut(sb), err
 	}), nil

@@ -36,6 +36,39 @@ type Checkpoints interface {
 	Tree(ctx context.Context, orgID, sandboxID string) ([]checkpoint.Node, error)
 }
 
+// Storage is what the server needs of where checkpoints are. Package checkpoint
+// documents the types.
+//
+// Progress is given bytes done and in all (0: not known), from any goroutine,
+// until the call returns. An id that is not the org's is a fault.NotFound.
+type Storage interface {
+	// Verify reads and checks every byte of a checkpoint.
+	Verify(ctx context.Context, orgID, checkpointID string, progress func(done, total int64)) error
+	// Export writes a checkpoint as one self-contained file, of whose bytes
+	// progress tells: the total, if it is known, before the first write. The file
+	// has an end of its own, by which Import knows that it is whole.
+	Export(ctx context.Context, orgID, checkpointID string, w io.Writer, progress func(done, total int64)) error
+	// Import makes a checkpoint of what Export wrote; an empty name is the one
+	// that it had. A file that is cut short or altered is a fault.Invalid and
+	// leaves nothing behind.
+	Import(ctx context.Context, orgID, name string, r io.Reader, progress func(done, total int64)) (meta.Checkpoint, error)
+	// Convert moves a checkpoint of the first format into the page store. One
+	// that is there already is no error.
+	Convert(ctx context.Context, orgID, checkpointID string) (meta.Checkpoint, error)
+
+	// What follows is about the whole store, whoever owns what is in it.
+
+	// StoreStats tells how much is stored.
+	StoreStats(ctx context.Context) (checkpoint.StoreStats, error)
+	// StoreCheck looks for what is wrong, with readData at every byte. It fails
+	// only if it cannot look.
+	StoreCheck(ctx context.Context, readData bool, progress func(done, total int64)) (checkpoint.StoreReport, error)
+	// StoreRepair mends what can be mended without a guess.
+	StoreRepair(ctx context.Context, progress func(done, total int64)) (checkpoint.StoreRepaired, error)
+	// StoreGC frees what no checkpoint needs; progress tells of what was freed.
+	StoreGC(ctx context.Context, dryRun bool, progress func(done, total int64)) (checkpoint.StoreSwept, error)
+}
+
 // Templates is what the server needs of the catalogue of templates. Progress is
 // given lines for a person, from any goroutine, until the call returns.
 type Templates interface {

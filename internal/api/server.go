@@ -21,16 +21,19 @@ const (
 	maxHeaderBytes = 64 << 10
 	maxBody        = 1 << 20
 	maxTransfer    = 32 << 30
+	maxImport      = 1 << 40
 	headerTimeout  = 10 * time.Second
 	idleTimeout    = 2 * time.Minute
 	bodyTimeout    = 30 * time.Second // for a whole JSON body
 	stallTimeout   = 2 * time.Minute  // without progress, on streams
 )
 
-// Config is what a Server is made of. Everything but Ready is required.
+// Config is what a Server is made of. Everything but Storage and Ready is
+// required.
 type Config struct {
 	Sandboxes   Sandboxes
 	Checkpoints Checkpoints
+	Storage     Storage // nil: its routes answer that they are not available
 	Templates   Templates
 	Keys        Keys
 	Log         *slog.Logger
@@ -79,6 +82,7 @@ func New(cfg Config) (*Server, error) {
 	s.ptyRoutes()
 	s.fileRoutes()
 	s.checkpointRoutes()
+	s.storageRoutes()
 	s.templateRoutes()
 	s.unsupportedRoutes()
 	var err error

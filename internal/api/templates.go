@@ -10,7 +10,6 @@ import (
 
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/internal/fault"
-	"github.com/opencomputer/oc/internal/meta"
 )
 
 // nameInput is the input of an operation on a template.
@@ -56,8 +55,8 @@ func (s *Server) deleteTemplate(ctx context.Context, in *nameInput) error {
 }
 
 func (s *Server) buildTemplate(_ context.Context, in *nameInput) (*huma.StreamResponse, error) {
-	return s.progressResponse(http.StatusCreated, func(ctx context.Context, progress func(string)) (any, error) {
-		t, err := s.cfg.Templates.Build(ctx, orgOf(ctx), in.Name, progress)
+	return s.progressResponse(http.StatusCreated, func(ctx context.Context, report reporter) (any, error) {
+		t, err := s.cfg.Templates.Build(ctx, orgOf(ctx), in.Name, report.line)
 		return templateOut(t), err
 	}), nil
 }
@@ -65,11 +64,10 @@ func (s *Server) buildTemplate(_ context.Context, in *nameInput) (*huma.StreamRe
 func (s *Server) importTemplate(w http.ResponseWriter, r *http.Request) {
 	// Progress goes out while the archive still comes in.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	archive := s.upload(w, r)
+	archive := s.upload(w, r, maxTransfer)
 	defer archive.finish()
-	s.serveProgress(w, r, http.StatusCreated, func(ctx context.Context, progress func(string)) (any, error) {
-		var t meta.Template
-		t, err := s.cfg.Templates.Import(ctx, orgOf(ctx), r.PathValue("name"), archive, progress)
+	s.serveProgress(w, r, http.StatusCreated, func(ctx context.Context, report reporter) (any, error) {
+		t, err := s.cfg.Templates.Import(ctx, orgOf(ctx), r.PathValue("name"), archive, report.line)
 		return templateOut(t), archive.explain(err)
 	})
 }

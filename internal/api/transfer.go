@@ -4,8 +4,11 @@ package api
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencomputer/oc/client"
@@ -20,9 +23,10 @@ type upload struct {
 	err  error // what went wrong on the client's side
 }
 
-// upload begins to read a request's body. It must be finished.
-func (s *Server) upload(w http.ResponseWriter, r *http.Request) *upload {
-	return &upload{body: http.MaxBytesReader(w, r.Body, maxTransfer), rc: http.NewResponseController(w)}
+// upload begins to read a request's body of at most limit bytes. It must be
+// finished.
+func (s *Server) upload(w http.ResponseWriter, r *http.Request, limit int64) *upload {
+	return &upload{body: http.MaxBytesReader(w, r.Body, limit), rc: http.NewResponseController(w)}
 }
 
 // Read implements io.Reader.
@@ -50,39 +54,70 @@ func (u *upload) explain(err error) error {
 		return err
 	case errors.As(u.err, &tooBig):
 		return &answer{status: http.StatusRequestEntityTooLarge, body: client.ErrorBody{
-			Error: "more than 32 GiB at once", Code: client.CodeInvalid}}
+			Error: fmt.Sprintf("more than %d GiB at once", tooBig.Limit>>30), Code: client.CodeInvalid}}
 	}
 	return fault.Wrap(fault.Invalid, u.err, "the upload broke off")
 }
 
-// download streams src as the answer. The first bytes are read before the
-// status is sent, so that a failure can still be told; after that it can only
-// be shown by cutting the connection.
+// download streams src as the answer.
 func (s *Server) download(w http.ResponseWriter, r *http.Request, contentType string, src io.Reader) {
-	buf := make([]byte, 64<<10)
-	n, err := src.Read(buf)
-	if err != nil && !errors.Is(err, io.EOF) {
-		s.writeError(w, r, err)
+	out := newStream(w, contentType)
+	_, err := io.CopyBuffer(out, src, make([]byte, 64<<10))
+	s.endStream(out, r, err)
+}
+
+// stream is the body of an answer that is sent as it is made. The status goes
+// out with the first bytes, so that a failure before them can still be told.
+type stream struct {
+	w           http.ResponseWriter
+	rc          *http.ResponseController
+	contentType string
+	expected    atomic.Int64 // bytes that there will be, about; 0: not known
+	begun       bool
+	gone        bool // the client took no more
+}
+
+func newStream(w http.ResponseWriter, contentType string) *stream {
+	return &stream{w: w, rc: http.NewResponseController(w), contentType: contentType}
+}
+
+// Write implements io.Writer.
+func (b *stream) Write(p []byte) (int, error) {
+	b.begin()
+	_ = b.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+	n, err := b.w.Write(p)
+	b.gone = b.gone || err != nil
+	return n, err
+}
+
+// begin sends the status.
+func (b *stream) begin() {
+	if b.begun {
 		return
 	}
-	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.WriteHeader(http.StatusOK)
-	rc := http.NewResponseController(w)
-	for {
-		if n > 0 {
-			_ = rc.SetWriteDeadline(time.Now().Add(stallTimeout))
-			if _, werr := w.Write(buf[:n]); werr != nil {
-				panic(http.ErrAbortHandler)
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		if err != nil {
+	b.begun = true
+	h := b.w.Header()
+	h.Set("Content-Type", b.contentType)
+	h.Set("X-Content-Type-Options", "nosniff")
+	if n := b.expected.Load(); n > 0 {
+		h.Set(client.ExpectedBytes, strconv.FormatInt(n, 10))
+	}
+	b.w.WriteHeader(http.StatusOK)
+}
+
+// endStream ends an answer that err, unless nil, has interrupted. Once it has
+// begun that can only be shown by cutting the connection: a clean end would say
+// that all is there.
+func (s *Server) endStream(b *stream, r *http.Request, err error) {
+	switch {
+	case err == nil && !b.gone:
+		b.begin()
+	case !b.begun:
+		s.writeError(b.w, r, err)
+	default:
+		if !b.gone {
 			s.log.WarnContext(r.Context(), "download was cut", "request", requestFrom(r.Context()).id, "err", err)
-			panic(http.ErrAbortHandler)
 		}
-		n, err = src.Read(buf)
+		panic(http.ErrAbortHandler)
 	}
 }

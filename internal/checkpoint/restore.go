@@ -34,6 +34,10 @@ func (s *Service) ready(ctx context.Context, orgID, id string) (meta.Checkpoint,
 		if err != nil || c.Status == meta.CheckpointReady {
 			return c, err
 		}
+		if c.Status == meta.CheckpointDamaged {
+			return c, fault.New(fault.Invalid, "checkpoint %s is damaged: %s", id, c.ErrorMsg).
+				WithHint("oc checkpoint list %s shows others; oc store check says what is wrong", c.SandboxID)
+		}
 		if c.Status != meta.CheckpointProcessing || time.Now().After(deadline) {
 			f := fault.New(fault.Invalid, "checkpoint is not ready (status: %s)", c.Status)
 			if c.ErrorMsg != "" {

@@ -107,6 +107,8 @@ func (s *Service) Start(ctx context.Context) error {
 			if _, ok := stored[artefactOf(c)]; !ok {
 				s.fail(ctx, &c, errors.New("its data is missing from the store"))
 			}
+		case meta.CheckpointDamaged: // what is left of it may be repaired
+			keep[c.ID] = true
 		}
 	}
 	for a, id := range stored {

@@ -9,5 +9,6 @@ func (a *app) newCheckpointGroup() *cobra.Command {
 		Use: "checkpoint", Aliases: []string{"cp"},
 		Short: "Checkpoint sandboxes, restore and spawn them",
 	}, a.newCheckpointCreate(), a.newCheckpointList(), a.newCheckpointRestore(),
-		a.newCheckpointSpawn(), a.newCheckpointDelete(), a.newCheckpointTree())
+		a.newCheckpointSpawn(), a.newCheckpointDelete(), a.newCheckpointTree(),
+		a.newCheckpointVerify(), a.newCheckpointExport(), a.newCheckpointImport(), a.newCheckpointConvert())
 }

@@ -38,7 +38,7 @@ func (a *app) checkpointList(ctx context.Context, c *client.Client, sandbox stri
 		}
 		var rows [][]string
 		for _, cp := range checkpoints {
-			row := []string{cp.ID, cp.Name, cp.Status, megabytes(cp.SizeBytes), timestamp(cp.CreatedAt, "-")}
+			row := []string{cp.ID, cp.Name, shownStatus(cp), megabytes(cp.SizeBytes), timestamp(cp.CreatedAt, "-")}
 			if wide {
 				row = append(row, cp.Kind, first(cp.ParentID, "-"), megabytes(cp.AddedBytes))
 			}
@@ -46,4 +46,15 @@ func (a *app) checkpointList(ctx context.Context, c *client.Client, sandbox stri
 		}
 		return writeTable(a.out, header, rows)
 	})
+}
+
+// statusDamaged is shown for a checkpoint that was ready and cannot be read.
+const statusDamaged = "damaged"
+
+// shownStatus is a checkpoint's status as people see it.
+func shownStatus(cp client.Checkpoint) string {
+	if cp.Damaged {
+		return statusDamaged
+	}
+	return cp.Status
 }

@@ -23,6 +23,8 @@ import (
 type Main struct {
 	// Version is what "oc version" prints.
 	Version string
+	// NewKey makes what "oc store new-key" prints.
+	NewKey func() string
 
 	extra    []*cobra.Command
 	notify   notifier
@@ -48,7 +50,7 @@ func (m *Main) Run(ctx context.Context, args []string, stdin io.Reader, stdout, 
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	defer transport.CloseIdleConnections()
 	a := &app{
-		version: m.Version, args: args, notify: m.notify, patience: m.patience,
+		version: m.Version, newKey: m.NewKey, args: args, notify: m.notify, patience: m.patience,
 		in: stdin, out: stdout, err: stderr, env: environment(env),
 		transport: transport,
 	}
@@ -79,6 +81,7 @@ func (m *Main) Run(ctx context.Context, args []string, stdin io.Reader, stdout, 
 // app is what the commands of one run share.
 type app struct {
 	version   string
+	newKey    func() string
 	args      []string
 	in        io.Reader
 	out, err  io.Writer

@@ -24,18 +24,21 @@ type answer struct {
 	body   string
 }
 
+// commandCase is a command line, what the server answers, and what comes of it.
+type commandCase struct {
+	args    string
+	answers []answer
+	sent    []string
+	code    int
+	out     string
+	errOut  string
+}
+
 // TestCommands holds every command to the request it sends and the text it
 // prints.
 func TestCommands(t *testing.T) {
 	t.Parallel()
-	for _, tc := range []struct {
-		args    string
-		answers []answer
-		sent    []string
-		code    int
-		out     string
-		errOut  string
-	}{
+	runCommands(t, []commandCase{
 		{args: "create", answers: []answer{{"POST /api/sandboxes", 201, sbJSON}},
 			sent: []string{`POST /api/sandboxes {"templateID":"base","timeout":300}`},
 			out:  "Created sandbox sb-1 (status: running)\n"},
@@ -155,7 +158,13 @@ func TestCommands(t *testing.T) {
 			code: 5, errOut: "Error: bad gateway\n"},
 		{args: "get sb-1", answers: []answer{{"GET /api/sandboxes/sb-1", 200, `{"startedAt":""}`}}, sent: []string{"GET /api/sandboxes/sb-1"},
 			code: 1, errOut: "Error: unreadable answer of the server"},
-	} {
+	})
+}
+
+// runCommands runs each case against a server of its own.
+func runCommands(t *testing.T, cases []commandCase) {
+	t.Helper()
+	for _, tc := range cases {
 		t.Run(tc.args, func(t *testing.T) {
 			t.Parallel()
 			srv := newFake(t)

@@ -87,6 +87,9 @@ func megabytes(n int64) string {
 	return fmt.Sprintf("%.1f MB", float64(n)/(1<<20))
 }
 
+// size formats a known size in bytes.
+func size(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/(1<<20)) }
+
 // timestamp formats a time in UTC with seconds; unset is what a missing one
 // prints.
 func timestamp(t time.Time, unset string) string {

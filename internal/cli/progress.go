@@ -90,6 +90,33 @@ func (p *progress) quiet(text string) {
 	p.text = printable(text)
 }
 
+// count gives what shows how far an operation over bytes has come, on a terminal;
+// a total of 0 is not known.
+func (p *progress) count(what string) func(done, total int64) {
+	if !p.tty {
+		return func(int64, int64) {}
+	}
+	return func(done, total int64) { p.quiet(countText(what, done, total, time.Since(p.began))) }
+}
+
+// countText says how much of an operation is done, how fast it goes, and how
+// long it will take if it goes on like that.
+func countText(what string, done, total int64, took time.Duration) string {
+	text := what + ": " + size(done)
+	if total > 0 {
+		text += " of " + size(total)
+	}
+	if took <= 0 || done <= 0 {
+		return text
+	}
+	rate := float64(done) / took.Seconds()
+	text += fmt.Sprintf(", %.1f MB/s", rate/(1<<20))
+	if total > done {
+		text += fmt.Sprintf(", %ds left", int(float64(total-done)/rate)+1)
+	}
+	return text
+}
+
 // warn prints a line that stays.
 func (p *progress) warn(format string, args ...any) {
 	p.mu.Lock()

@@ -35,6 +35,7 @@ func (a *app) root(extra ...*cobra.Command) *cobra.Command {
 		a.newCreate(), a.newList(), a.newGet(), a.newKill(), a.newSetTimeout(), a.newSandboxGroup())
 	inGroup(root, "use", "In a sandbox:", a.newExec(), a.newShell(), a.newPush(), a.newPull())
 	inGroup(root, "checkpoints", "Checkpoints:", a.newCheckpointGroup(), a.newFork())
+	inGroup(root, "store", "The store:", a.newStoreGroup())
 	inGroup(root, "templates", "Templates:", a.newTemplateGroup())
 	inGroup(root, "server", "This machine's server:", extra...)
 	inGroup(root, "client", "Client:", a.newConfigGroup(), a.newVersion())

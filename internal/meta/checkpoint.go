@@ -15,8 +15,9 @@ const nameTaken = "checkpoint name already exists for this sandbox"
 
 // InsertCheckpoint writes a new row, if the sandbox exists in c.OrgID, has no
 // other living checkpoint of that name, and has fewer than limit checkpoints
-// (0: no limit). Failed, going and automatic checkpoints do not count, and an
-// automatic one is not limited. Check and insert are one: of any number of
+// (0: no limit). Failed, damaged, going and automatic checkpoints do not count,
+// and an automatic one is not limited. A damaged one keeps its name, to which a
+// repair may bring it back. Check and insert are one: of any number of
 // parallel inserts no more than limit succeed.
 //
 // It assigns ID when it is empty, and CreatedAt when it is zero. Faults:
@@ -29,7 +30,7 @@ func (db *DB) InsertCheckpoint(ctx context.Context, c *Checkpoint, limit int) er
 		if limit > 0 && !c.Automatic {
 			n, err := tx.q.NewSelect().Model((*Checkpoint)(nil)).
 				Where("sandbox_id = ?", c.SandboxID).Where("automatic = ?", false).
-				Where("status NOT IN ?", bun.Tuple([]CheckpointStatus{CheckpointFailed, CheckpointDeleting})).
+				Where("status NOT IN ?", bun.Tuple([]CheckpointStatus{CheckpointFailed, CheckpointDamaged, CheckpointDeleting})).
 				Count(ctx)
 			if err != nil {
 				return translate(err, "counting checkpoints", "")

@@ -60,7 +60,15 @@ func testCheckpointNames(t *testing.T, d database) {
 	// So does one that is being deleted.
 	again.Status = CheckpointDeleting
 	must(t, db.UpdateCheckpoint(ctx, &again))
-	newCheckpoint(t, db, s, "n", CheckpointReady)
+	last := newCheckpoint(t, db, s, "n", CheckpointReady)
+
+	// A damaged one keeps it, because a repair may make it ready again.
+	last.Status = CheckpointDamaged
+	must(t, db.UpdateCheckpoint(ctx, &last))
+	again.ID, again.Status = "", CheckpointProcessing
+	expectFault(t, db.InsertCheckpoint(ctx, &again, 0), fault.Conflict, nameTaken)
+	last.Status = CheckpointReady
+	must(t, db.UpdateCheckpoint(ctx, &last))
 }
 
 func testCheckpointLimit(t *testing.T, d database) {
@@ -70,6 +78,7 @@ func testCheckpointLimit(t *testing.T, d database) {
 	s := newSandbox(t, db, org.ID)
 	newCheckpoint(t, db, s, "failed", CheckpointFailed)
 	newCheckpoint(t, db, s, "going", CheckpointDeleting)
+	newCheckpoint(t, db, s, "damaged", CheckpointDamaged)
 	newCheckpoint(t, db, newSandbox(t, db, org.ID), "of another", CheckpointReady)
 	automatic := Checkpoint{OrgID: org.ID, SandboxID: s.ID, Name: "automatic", Automatic: true}
 	must(t, db.InsertCheckpoint(ctx, &automatic, 1))

@@ -41,6 +41,6 @@ func (db *DB) DeleteImageRow(ctx context.Context, hash string) error {
 func (db *DB) ImageInUse(ctx context.Context, hash string) (Use, error) {
 	return db.use(ctx, `SELECT
 		(SELECT COUNT(*) FROM generations g WHERE g.image_hash = ?0 AND g.sandbox_id IS NOT NULL),
-		(SELECT COUNT(*) FROM checkpoints c WHERE c.image_hash = ?0 AND c.status IN (?1, ?2)),
-		0`, hash, CheckpointProcessing, CheckpointReady)
+		(SELECT COUNT(*) FROM checkpoints c WHERE c.image_hash = ?0 AND c.status IN (?1, ?2, ?3)),
+		0`, hash, CheckpointProcessing, CheckpointReady, CheckpointDamaged)
 }

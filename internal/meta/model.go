@@ -111,6 +111,7 @@ const (
 	CheckpointProcessing CheckpointStatus = "processing"
 	CheckpointReady      CheckpointStatus = "ready"
 	CheckpointFailed     CheckpointStatus = "failed"
+	CheckpointDamaged    CheckpointStatus = "damaged"  // was ready, cannot be read now; a repair may make it ready again
 	CheckpointDeleting   CheckpointStatus = "deleting" // hidden; its bytes are being removed
 )
 

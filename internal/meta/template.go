@@ -84,9 +84,9 @@ func (db *DB) TreeInUse(ctx context.Context, treeHash string) (Use, error) {
 		(SELECT COUNT(*) FROM generations g JOIN images i ON i.hash = g.image_hash WHERE i.tree_hash = ?0 AND g.sandbox_id IS NOT NULL) +
 		(SELECT COUNT(*) FROM sandboxes s WHERE s.state = ?1 AND EXISTS (
 			SELECT 1 FROM templates t WHERE t.name = s.template AND t.org_id IN (s.org_id, '') AND t.tree_hash = ?0)),
-		(SELECT COUNT(*) FROM checkpoints c WHERE c.tree_hash = ?0 AND c.status IN (?2, ?3)),
+		(SELECT COUNT(*) FROM checkpoints c WHERE c.tree_hash = ?0 AND c.status IN (?2, ?3, ?4)),
 		(SELECT COUNT(*) FROM templates t WHERE t.tree_hash = ?0)`,
-		treeHash, SandboxPending, CheckpointProcessing, CheckpointReady)
+		treeHash, SandboxPending, CheckpointProcessing, CheckpointReady, CheckpointDamaged)
 }
 
 func (db *DB) use(ctx context.Context, query string, args ...any) (Use, error) {

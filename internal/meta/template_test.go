@@ -114,7 +114,7 @@ func testUse(t *testing.T, d database) {
 	for _, tt := range []struct {
 		status CheckpointStatus
 		uses   int
-	}{{CheckpointFailed, 0}, {CheckpointDeleting, 0}, {CheckpointProcessing, 1}, {CheckpointReady, 1}} {
+	}{{CheckpointFailed, 0}, {CheckpointDeleting, 0}, {CheckpointProcessing, 1}, {CheckpointReady, 1}, {CheckpointDamaged, 1}} {
 		c := Checkpoint{
 			OrgID: org.ID, SandboxID: pending.ID, Name: "n", Status: tt.status, TreeHash: "tree", ImageHash: "image",
 		}
