@@ -20,7 +20,7 @@ func TestEveryOrder(t *testing.T) {
 			t.Parallel()
 			x := &explorer{sc: sc, bound: sc.bound, maxRuns: 1500}
 			if long {
-				x.bound, x.maxRuns = unbounded, 1_000_000
+				x.bound, x.maxRuns = unbounded, 200_000
 			}
 			inBubble(t, func() {
 				if r, bad := x.search(); bad != "" {
