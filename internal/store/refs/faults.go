@@ -14,7 +14,6 @@ type faults struct {
 	commitBlind  bool // 5: the commit overwrites whatever is there
 	refusedIsOK  bool // 5: a refused commit counts as done
 	failUnfenced bool // 5: "failed" is said of a commit that may still land
-	deleteBlind  bool // 6: deletion overwrites whatever is there
 	revokeBlind  bool // 7: revocation overwrites whatever is there
 	expiredDead  bool // 7: an expired claim counts as revoked without being so
 	undeclared   bool // 8: a revoked object does not keep what it declared

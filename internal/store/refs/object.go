@@ -101,12 +101,16 @@ func (h *header) seal(payload []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("refs: header: %w", err)
 	}
+	return splice(line, payload), nil
+}
+
+// splice puts the sum into a line whose last value is "".
+func splice(line, payload []byte) []byte {
 	sum := blake3.New()
 	sum.Write(line)
 	sum.Write(payload)
-	h.Sum = hex.EncodeToString(sum.Sum(nil))
 	end := len(line) - len(`"}`)
-	return append(append(line[:end:end], h.Sum...), `"}`...), nil
+	return append(hex.AppendEncode(line[:end:end], sum.Sum(nil)), `"}`...)
 }
 
 // decode takes only what encode could have written. The object's payload is a

@@ -40,6 +40,7 @@ type Log struct {
 	b      bucket.Bucket
 	cfg    Config
 	tries  int
+	room   int    // bytes that the cache may take
 	faults faults // none, outside of this package's tests
 
 	mu    sync.Mutex
@@ -60,7 +61,7 @@ func New(b bucket.Bucket, cfg Config) *Log {
 	if cfg.TTL == 0 {
 		cfg.TTL = DefaultTTL
 	}
-	return &Log{b: b, cfg: cfg, tries: tries}
+	return &Log{b: b, cfg: cfg, tries: tries, room: cacheBytes}
 }
 
 // Get gives an object in whatever state it is: bucket.ErrNotExist if there is
@@ -180,11 +181,7 @@ func (l *Log) delete(ctx context.Context, o *Object, etag string) error {
 	if err != nil {
 		return err
 	}
-	cond := bucket.Condition{ETag: etag}
-	if l.faults.deleteBlind {
-		cond = bucket.Condition{}
-	}
-	_, err = l.b.Put(ctx, Prefix+o.ID, body, cond)
+	_, err = l.b.Put(ctx, Prefix+o.ID, body, bucket.Condition{ETag: etag})
 	return err
 }
 

@@ -65,7 +65,7 @@ type sweep struct {
 // ErrNewer name an object that has to be dealt with first; nothing was deleted.
 func (l *Log) Sweep(ctx context.Context, opt Options) (Report, error) {
 	s := &sweep{l: l, opt: opt, dead: map[string]*Object{}, cand: map[string]int64{},
-		alive: map[string]bool{}, pinned: map[string]bool{}, cache: map[string]cached{}, room: cacheBytes}
+		alive: map[string]bool{}, pinned: map[string]bool{}, cache: map[string]cached{}, room: l.room}
 	if e, ok := l.b.(bucket.Excluder); ok && !opt.DryRun && !l.faults.unlocked {
 		release, err := e.Exclude(ctx)
 		if err != nil {

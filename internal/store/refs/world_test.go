@@ -106,7 +106,8 @@ func cut(keys []string, m *memory, after string, limit int) (page []bucket.Objec
 // to. All goroutines that use it are in one synctest bubble.
 type world struct {
 	*memory
-	dir bool // lists are not ordered in time, and there is a lock instead
+	dir   bool // lists are not ordered in time, and there is a lock instead
+	stray bool // a write that its caller has cancelled can land later
 
 	mu       sync.Mutex
 	pending  []*request // of actors that wait
@@ -161,6 +162,9 @@ func (v view) do(ctx context.Context, r *request) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.pending = slices.DeleteFunc(w.pending, func(p *request) bool { return p == r })
+		if w.stray && r.write && !w.ended {
+			w.detached = append(w.detached, r)
+		}
 		return ctx.Err()
 	}
 }
