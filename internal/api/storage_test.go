@@ -13,11 +13,13 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/internal/checkpoint"
+	"github.com/opencomputer/oc/internal/cli"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
 )
@@ -51,7 +53,7 @@ func (s worldStorage) Verify(_ context.Context, orgID, id string, progress func(
 
 func (s worldStorage) Export(_ context.Context, orgID, id string, w io.Writer, progress func(done, total int64)) error {
 	s.w.mu.Lock()
-	_, err := worldCheckpoints{s.w}.find(orgID, id)
+	_, err := worldCheckpoints(s).find(orgID, id)
 	content := s.w.exported
 	s.w.mu.Unlock()
 	if err != nil {
@@ -76,10 +78,16 @@ func (s worldStorage) Import(_ context.Context, orgID, name string, r io.Reader,
 	s.w.mu.Lock()
 	s.w.imported = data
 	s.w.mu.Unlock()
+	if bytes.HasPrefix(data, []byte(fileBegin)) && !bytes.HasSuffix(data, []byte(fileEnd)) {
+		return meta.Checkpoint{}, fault.New(fault.Invalid, "the file ends early")
+	}
 	progress(int64(len(data)), 0)
 	cp := meta.Checkpoint{ID: "cp-00000003", OrgID: orgID, SandboxID: "sb-00000003", Name: name, Status: meta.CheckpointReady, CreatedAt: time.Now()}
 	return cp, s.called("import %s", name)
 }
+
+// An exported file whose end can be told, as that of a real store can.
+const fileBegin, fileEnd = "begin", "end"
 
 func (s worldStorage) Convert(ctx context.Context, orgID, id string) (meta.Checkpoint, error) {
 	return worldCheckpoints(s).Get(ctx, orgID, id)
@@ -232,6 +240,39 @@ func TestBrokenImport(t *testing.T) {
 	_, err := w.client(keyA).ImportCheckpoint(t.Context(), "n", io.MultiReader(strings.NewReader("half"), iotestErr{}), nil)
 	if err == nil || w.stored != "" {
 		t.Errorf("%v, %s", err, w.stored)
+	}
+}
+
+// TestExportIntoImport pipes one oc into another.
+func TestExportIntoImport(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	whole := []byte(fileBegin + strings.Repeat("state", 400_000) + fileEnd)
+	for _, broken := range []bool{false, true} {
+		if w.exported = whole; broken {
+			w.exported = whole[:len(whole)-len(fileEnd)]
+			w.failAtEnd(errors.New("the disk is gone"))
+		}
+		env := []string{"OPENCOMPUTER_API_URL=" + w.url, "OPENCOMPUTER_API_KEY=" + keyA}
+		r, pipe := io.Pipe()
+		var exporting sync.WaitGroup
+		var exported int
+		var said, out, errOut bytes.Buffer
+		exporting.Go(func() {
+			exported = cli.New().Run(t.Context(), []string{"cp", "export", cpA, "-"}, strings.NewReader(""), pipe, &said, env)
+			pipe.Close() // as the shell does, whatever the exit code
+			w.failAtEnd(nil)
+		})
+		imported := cli.New().Run(t.Context(), []string{"cp", "import", "-", "--name", "copy"}, r, &out, &errOut, env)
+		r.Close()
+		exporting.Wait()
+		if broken {
+			if exported != cli.ExitGeneral || imported != cli.ExitRequest || !strings.Contains(said.String(), "Error: the export broke off") || !strings.Contains(errOut.String(), "the file ends early") {
+				t.Errorf("broken: %d %q, %d %q", exported, said.String(), imported, errOut.String())
+			}
+		} else if exported != 0 || imported != 0 || said.Len()+errOut.Len() > 0 || !bytes.Equal(w.imported, whole) || !strings.Contains(out.String(), "Name: copy\n") {
+			t.Errorf("%d %q, %d %q, %d bytes", exported, said.String(), imported, errOut.String(), len(w.imported))
+		}
 	}
 }
 
