@@ -9,20 +9,24 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/opencomputer/oc/internal/engine"
 )
 
 // BenchmarkWrite and BenchmarkRead take 256 MiB of pages: random bytes, text,
-// and zeroes.
+// and zeroes. MB/cpu-s is what one CPU does.
 func BenchmarkWrite(b *testing.B) {
 	benchmark(b, func(b *testing.B, p Parcel, size int64) {
 		var n counter
+		cpu := cpuMeter(b)
 		for b.Loop() {
 			n = 0
 			if err := Write(b.Context(), &n, p, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
+		cpu(size)
 		b.ReportMetric(float64(n)/float64(size), "ratio")
 	})
 }
@@ -34,6 +38,7 @@ func BenchmarkRead(b *testing.B) {
 			b.Fatal(err)
 		}
 		dir := smallDisk(b, int(size)+1<<20)
+		cpu := cpuMeter(b)
 		for b.Loop() {
 			r, err := Read(b.Context(), bytes.NewReader(file.Bytes()), dir, Limits{}, nil)
 			if err != nil {
@@ -41,7 +46,23 @@ func BenchmarkRead(b *testing.B) {
 			}
 			r.Close()
 		}
+		cpu(size)
 	})
+}
+
+// cpuMeter begins to measure CPU time and gives what reports it.
+func cpuMeter(b *testing.B) (report func(size int64)) {
+	used := func() float64 {
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+	}
+	before := used()
+	return func(size int64) {
+		b.ReportMetric(float64(b.N)*float64(size)/1e6/(used()-before), "MB/cpu-s")
+	}
 }
 
 type counter int64

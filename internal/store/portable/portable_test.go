@@ -234,7 +234,7 @@ func TestWriteRefuses(t *testing.T) {
 func TestErrorsOfBothEnds(t *testing.T) {
 	t.Parallel()
 	errEnd := errors.New("end broke")
-	c := newContents(seeded(t), 0, 0, 0, 0, 60*maxFrame)
+	c := newContents(seeded(t), 0, 0, 0, 0, 12*maxFrame)
 	p := c.parcel()
 	pages := p.Files[4].Copy
 	p.Files[4].Copy = func(ctx context.Context, w io.Writer) error {
@@ -278,9 +278,9 @@ func (f *failing) Write(b []byte) (int, error) {
 
 func TestCancel(t *testing.T) {
 	t.Parallel()
-	c := newContents(seeded(t), 0, 0, 0, 0, 60*maxFrame)
+	c := newContents(seeded(t), 0, 0, 0, 0, 12*maxFrame)
 	b := packed(t, c)
-	for _, at := range []int64{0, 1, 10 * maxFrame, 50 * maxFrame} {
+	for _, at := range []int64{0, 1, 5 * maxFrame, 10 * maxFrame} {
 		ctx, cancel := context.WithCancel(t.Context())
 		stop := func(done, _ int64) {
 			if done >= at {

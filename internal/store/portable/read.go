@@ -47,7 +47,7 @@ func (r *Received) Close() {
 // What is wrong with the file, or too large for the limits, is an Invalid
 // fault; a disk without room is an Unavailable one; errors of r are wrapped.
 // The caller's goroutine alone calls r and progress; when ctx ends Read fails
-// before its next call of r.
+// before the next frame, but does not break off a call of r.
 func Read(ctx context.Context, r io.Reader, dir string, limits Limits, progress func(done, total int64)) (_ *Received, err error) {
 	u, err := newUnpacker(ctx, r)
 	if err != nil {
@@ -170,6 +170,9 @@ func (u *unpacker) section(name string, use func(io.Reader) error) error {
 // Read implements io.Reader; io.EOF is the end of the contents.
 func (u *unpacker) Read(b []byte) (int, error) {
 	for len(u.rest) == 0 { // so that the frame it was of may be used again
+		if err := u.ctx.Err(); err != nil {
+			return 0, fmt.Errorf("portable: reading a checkpoint file: %w", err)
+		}
 		for !u.ended && !u.ring.full() {
 			if err := u.fetch(); err != nil {
 				return 0, err
@@ -191,9 +194,6 @@ func (u *unpacker) Read(b []byte) (int, error) {
 
 // fetch reads a frame and has it decompressed.
 func (u *unpacker) fetch() error {
-	if err := u.ctx.Err(); err != nil {
-		return fmt.Errorf("portable: reading a checkpoint file: %w", err)
-	}
 	var b [frameHeader]byte
 	if _, err := u.readFull(b[:]); err != nil {
 		return err
