@@ -66,6 +66,7 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkp
 	if fault.Is(err, fault.NotFound) {
 		err = fault.Wrap(fault.Internal, err, "checkpoint %s has no data in the store", c.ID)
 	}
+	err = s.noteDamage(ctx, c, err)
 	if err != nil {
 		return nil, src, nil, err
 	}
@@ -119,7 +120,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 	}()
 	go func() {
 		defer close(verified)
-		verified <- img.Verify(verifyCtx, nil)
+		verified <- s.noteDamage(ctx, c, img.Verify(verifyCtx, nil))
 	}()
 	return s.cfg.Sandboxes.Operate(ctx, sandboxID, "restore", func(ctx context.Context, op *sandbox.Operation) error {
 		sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)

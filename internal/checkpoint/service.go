@@ -30,11 +30,12 @@ type Config struct {
 	Engine    engine.Driver
 	Images    sandbox.Images
 	Store     *store.Store
-	Legacy    *v1.Dir // checkpoints of the first format; nil: none
+	Legacy    *v1.Dir           // checkpoints of the first format; nil: none
 	Memory    *admission.Ledger // admits the memory of captures; nil: all of it
 	Budget    int64             // memory that all captures together may take, in bytes; what is larger alone goes through the disk
 	// DataFree is the number of bytes that the data disk has left.
 	DataFree func() (int64, error)
+	Spool    string // directory for what is imported, while it is
 	Log      *slog.Logger
 }
 
@@ -108,7 +109,7 @@ func (s *Service) Start(ctx context.Context) error {
 				s.fail(ctx, &c, errors.New("its data is missing from the store"))
 			}
 		case meta.CheckpointDamaged: // what is left of it may be repaired
-			keep[c.ID] = true
+			keep[artefactOf(c)] = true
 		}
 	}
 	for a, id := range stored {
@@ -176,7 +177,7 @@ func check(sb meta.Sandbox, req CreateRequest) (limit, keep int, err error) {
 		return 0, 0, fault.New(fault.Invalid, "sandbox must be running to create a checkpoint; %s is %s", sb.ID, sb.State)
 	case req.Name == "":
 		return 0, 0, fault.New(fault.Invalid, "name is required")
-	case len(req.Name) > maxName || strings.ContainsFunc(req.Name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+	case !validName(req.Name):
 		return 0, 0, fault.New(fault.Invalid, "the name must have at most %d printable characters", maxName)
 	case req.Kind == kindDiskOnly:
 		return 0, 0, fault.New(fault.Invalid, "checkpoints of kind disk_only are not available in this release").WithHint("use kind full")
@@ -199,6 +200,10 @@ func check(sb meta.Sandbox, req CreateRequest) (limit, keep int, err error) {
 		return MaxPerSandbox + 1, keep, nil
 	}
 	return 0, 0, fault.New(fault.Invalid, "retention mode must be none or delete_oldest")
+}
+
+func validName(name string) bool {
+	return name != "" && len(name) <= maxName && !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 // insert makes the processing row. A limit of 0 is none.

@@ -124,7 +124,7 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	}
 	n.checkpoints = checkpoint.New(checkpoint.Config{
 		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: n.store, Legacy: legacy, Memory: ledger, Budget: budget,
-		DataFree: func() (int64, error) { return freeSpace(n.places.data) }, Log: log,
+		Spool: n.places.in("uploads"), DataFree: func() (int64, error) { return freeSpace(n.places.data) }, Log: log,
 	})
 	return n, nil
 }
@@ -181,7 +181,7 @@ func (n *Node) Serve(ctx context.Context, listen string, ready func(url string) 
 		return err
 	}
 	server, err := api.New(api.Config{
-		Sandboxes: n.sandboxes, Checkpoints: n.checkpoints, Templates: n.catalog, Keys: n.meta, Log: n.log,
+		Sandboxes: n.sandboxes, Checkpoints: n.checkpoints, Storage: n.checkpoints, Templates: n.catalog, Keys: n.meta, Log: n.log,
 		SigningKey: key, MaxCPUs: n.limits.MaxCPUs, MaxMemoryMB: n.limits.MaxMemoryMB,
 		Version: buildinfo.Version(), APIURL: url, DataDir: n.places.data,
 	})

@@ -118,6 +118,13 @@ func (c *catalog) cover(pins []string, pages map[string]int, m Manifest) []strin
 	return pins
 }
 
+// needs tells whether a remembered checkpoint lists a pack.
+func (c *catalog) needs(pack string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.holders[pack]) > 0
+}
+
 // name gives the id that users see of an object, or its own if that is not
 // known.
 func (c *catalog) name(id string) string {

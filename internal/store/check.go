@@ -109,17 +109,7 @@ type checker struct {
 }
 
 func (c *checker) list(ctx context.Context, prefix string) error {
-	for after, more := "", true; more; {
-		page, m, err := c.v.b.List(ctx, prefix, after, 0)
-		if err != nil {
-			return fmt.Errorf("store: %w", err)
-		}
-		for _, o := range page {
-			c.sizes[o.Key], after = o.Size, o.Key
-		}
-		more = m && len(page) > 0
-	}
-	return nil
+	return c.v.list(ctx, prefix, func(o bucket.Object) { c.sizes[o.Key] = o.Size })
 }
 
 func (c *checker) problem(p Problem) {

@@ -41,8 +41,8 @@ type Manifest struct {
 	TreeHash     string              `json:"treeHash"`  // content hash of the template's tree
 	Agent        int                 `json:"agent"`     // protocol version of the agent frozen in it
 	Shape        engine.Shape        `json:"shape"`
-	SizeBytes    int64               `json:"sizeBytes"`  // of the state
-	AddedBytes   int64               `json:"addedBytes"` // that were written for it: packs, table and hashes
+	SizeBytes    int64               `json:"sizeBytes"`   // of the state
+	AddedBytes   int64               `json:"addedBytes"`  // that were written for it: packs, table and hashes
 	CopiedBytes  int64               `json:"copiedBytes"` // of pages that the capture held; the others were equal to the parent's
 	Table        Object              `json:"table"`
 	Hashes       Object              `json:"hashes"`

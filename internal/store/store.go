@@ -85,7 +85,11 @@ func openVault(ctx context.Context, cfg Config) (*vault, error) {
 	v := &vault{remote: cfg.S3 != nil}
 	var err error
 	if cfg.S3 != nil {
-		v.b, err = s3.Open(ctx, *cfg.S3)
+		var b *s3.Bucket
+		if b, err = s3.Open(ctx, *cfg.S3); err == nil {
+			*cfg.S3 = b.Config() // another process may not have our environment
+			v.b = b
+		}
 	} else {
 		v.b, err = dir.Open(cfg.Dir, durable.Disk{})
 	}

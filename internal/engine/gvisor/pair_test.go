@@ -245,8 +245,10 @@ func TestHungPager(t *testing.T) {
 func TestPairAndDamage(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, 32, 0)
-	for _, name := range []string{"pages", "meta", "state", "manifest"} {
-		flip(t, filepath.Join(p.dir, name), 0)
+	for _, name := range []string{"packs/*/*", "ckpt/*"} {
+		for _, path := range stored(t, p.dir, name) {
+			flip(t, path)
+		}
 		r, _, err := p.begin(t, p.src)
 		if err == nil {
 			awaitLost(t, r)

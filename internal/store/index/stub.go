@@ -66,3 +66,15 @@ func (ix *Index) RemovePack(name string) error {
 	}
 	return nil
 }
+
+// HasPack stub.
+func (ix *Index) HasPack(name string) bool {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	for _, n := range ix.names {
+		if n == name {
+			return true
+		}
+	}
+	return false
+}

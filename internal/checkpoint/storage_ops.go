@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"errors"
+
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/store"
+	"github.com/opencomputer/oc/internal/store/refs"
+)
+
+// Verify reads and checks every byte of a checkpoint. Damage is noted in its row
+// as well as returned; and a checkpoint of which none is found any more can be
+// used again.
+func (s *Service) Verify(ctx context.Context, orgID, id string, progress func(done, total int64)) error {
+	c, err := s.whole(ctx, orgID, id)
+	if err != nil {
+		return err
+	}
+	img, _, err := s.reach(ctx, artefactOf(c))
+	if err == nil {
+		defer img.Close()
+		err = img.Verify(ctx, progress)
+	}
+	if err == nil && c.Status == meta.CheckpointDamaged {
+		c.Status, c.ErrorMsg = meta.CheckpointReady, ""
+		return s.cfg.Meta.UpdateCheckpoint(ctx, &c)
+	}
+	return s.noteDamage(ctx, c, err)
+}
+
+// whole gives a checkpoint of the org that has, or had, all of its data.
+func (s *Service) whole(ctx context.Context, orgID, id string) (meta.Checkpoint, error) {
+	c, err := s.Get(ctx, orgID, id)
+	if err == nil && c.Status != meta.CheckpointReady && c.Status != meta.CheckpointDamaged {
+		err = fault.New(fault.Invalid, "checkpoint is not ready (status: %s)", c.Status)
+	}
+	return c, err
+}
+
+// noteDamage marks a checkpoint whose bytes were found to be damaged, and gives
+// the error on.
+func (s *Service) noteDamage(ctx context.Context, c meta.Checkpoint, err error) error {
+	if errors.Is(err, store.ErrDamaged) && c.Status == meta.CheckpointReady {
+		c.Status, c.ErrorMsg = meta.CheckpointDamaged, fault.As(err).Message
+		if e := s.cfg.Meta.UpdateCheckpoint(context.WithoutCancel(ctx), &c); e != nil {
+			s.cfg.Log.Error("recording a damaged checkpoint", "checkpoint", c.ID, "error", e)
+		}
+	}
+	return err
+}
+
+// StoreStats tells how much is stored.
+func (s *Service) StoreStats(ctx context.Context) (StoreStats, error) {
+	st, err := s.cfg.Store.Stats(ctx)
+	return StoreStats(st), err
+}
+
+// StoreCheck looks for what is wrong in the store, with readData at every byte,
+// and notes in the rows of checkpoints what it finds of them.
+func (s *Service) StoreCheck(ctx context.Context, readData bool, progress func(done, total int64)) (StoreReport, error) {
+	r, err := s.cfg.Store.Check(ctx, readData, progress)
+	if err != nil {
+		return StoreReport{}, err
+	}
+	if err := s.noteReport(ctx, r, readData); err != nil {
+		return StoreReport{}, err
+	}
+	return StoreReport{
+		Checkpoints: r.Checkpoints, Packs: r.Packs, Bytes: r.Bytes, Leftovers: r.Leftovers, LeftBytes: r.LeftBytes,
+		Problems: storeProblems(r.Problems),
+	}, nil
+}
+
+func storeProblems(ps []store.Problem) []StoreProblem {
+	out := make([]StoreProblem, len(ps))
+	for i, p := range ps {
+		out[i] = StoreProblem(p)
+	}
+	return out
+}
+
+// noteReport marks the rows of checkpoints that a check found damaged, and, if it
+// looked at everything, unmarks those that it found sound.
+func (s *Service) noteReport(ctx context.Context, r *store.CheckReport, readData bool) error {
+	damaged := r.Damaged()
+	rows, err := s.cfg.Meta.CheckpointsAnyOrg(ctx, meta.CheckpointReady, meta.CheckpointDamaged)
+	if err != nil {
+		return err
+	}
+	for _, c := range rows {
+		what, bad := damaged[c.Object]
+		switch {
+		case c.Object == "":
+			continue
+		case bad && c.Status == meta.CheckpointReady:
+			c.Status, c.ErrorMsg = meta.CheckpointDamaged, what
+		case !bad && readData && c.Status == meta.CheckpointDamaged:
+			c.Status, c.ErrorMsg = meta.CheckpointReady, ""
+		default:
+			continue
+		}
+		if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// StoreRepair mends what can be mended without a guess.
+func (s *Service) StoreRepair(ctx context.Context, progress func(done, total int64)) (StoreRepaired, error) {
+	done, err := s.cfg.Store.Repair(ctx, progress)
+	if err != nil {
+		return StoreRepaired{}, err
+	}
+	r, err := s.StoreCheck(ctx, true, progress)
+	return StoreRepaired{Done: done, Remaining: r.Problems}, err
+}
+
+// StoreGC frees what no checkpoint needs, looking at everything there is.
+func (s *Service) StoreGC(ctx context.Context, dryRun bool, progress func(done, total int64)) (StoreSwept, error) {
+	r, err := s.cfg.Store.Sweep(ctx, refs.Options{DryRun: dryRun, Audit: true, Progress: func(r refs.Report) {
+		if progress != nil {
+			progress(r.Bytes, 0)
+		}
+	}})
+	return StoreSwept{Packs: r.Packs, Bytes: r.Bytes, Checkpoints: r.Removed, Expired: r.Revoked, Unknown: r.Unknown}, err
+}
+
+// Convert writes a checkpoint of the first format into the page store, and
+// removes its directory. One that is there already is left as it is.
+func (s *Service) Convert(ctx context.Context, orgID, id string) (meta.Checkpoint, error) {
+	c, err := s.whole(ctx, orgID, id)
+	if err != nil || c.Object != "" {
+		return c, err
+	}
+	unlock := s.locks.lock(c.ID)
+	defer unlock()
+	img, _, err := s.reach(ctx, artefactOf(c))
+	if err != nil {
+		return c, s.noteDamage(ctx, c, err)
+	}
+	defer img.Close()
+	object, m, err := s.putAgain(ctx, c, img)
+	if err != nil {
+		return c, s.noteDamage(ctx, c, err)
+	}
+	old := artefactOf(c)
+	c.Object, c.AddedBytes = object, m.AddedBytes
+	if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil {
+		return c, errors.Join(err, s.discard(context.WithoutCancel(ctx), artefact{object: object}))
+	}
+	return c, s.discard(ctx, old)
+}
+
+// putAgain stores what an opened checkpoint has as a new object.
+func (s *Service) putAgain(ctx context.Context, c meta.Checkpoint, img store.Checkpoint) (string, *store.Manifest, error) {
+	m := *img.Manifest()
+	m.Org, m.Name = c.OrgID, c.Name
+	req := store.PutRequest{Manifest: m, Capture: captureOf(img)}
+	var ok bool
+	if req.EnginePath, ok = s.cfg.Engine.BuildFile(m.Build); !ok {
+		return "", nil, fault.New(fault.Invalid, "the oc build %.12s, whose engine wrote checkpoint %s, is not on this machine", m.Build, c.ID)
+	}
+	var err error
+	if req.ImagePath, err = s.cfg.Images.Path(ctx, m.ImageHash); err != nil {
+		return "", nil, err
+	}
+	return s.cfg.Store.Put(ctx, req)
+}
