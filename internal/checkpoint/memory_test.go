@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/checkpoint"
@@ -23,22 +24,58 @@ import (
 )
 
 // measured is an engine whose guests take as much memory as a test says, and
-// that notes the budgets of captures.
+// that notes the budgets of captures and how much of them is there at once.
 type measured struct {
 	*sandboxtest.Engine
 	usage atomic.Int64
+	asked chan struct{} // one for each question after the usage; not waited for
 
 	mu      sync.Mutex
 	budgets []int64
+	open    int64 // bytes of captures that are being made or are not closed
+	peak    int64
+	held    func() // called at the end of CaptureHeld
 }
 
-func (m *measured) Usage(engine.Process) (memory, disk int64) { return m.usage.Load(), 0 }
+func (m *measured) Usage(engine.Process) (memory, disk int64) {
+	select {
+	case m.asked <- struct{}{}:
+	default:
+	}
+	return m.usage.Load(), 0
+}
 
 func (m *measured) Capture(ctx context.Context, p engine.Process, opts engine.CaptureOptions) (*engine.Capture, error) {
+	n := m.usage.Load()
 	m.mu.Lock()
 	m.budgets = append(m.budgets, opts.Budget)
+	m.open += n
+	m.peak = max(m.peak, m.open)
 	m.mu.Unlock()
-	return m.Engine.Capture(ctx, p, opts)
+	gone := sync.OnceFunc(func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.open -= n
+	})
+	c, err := m.Engine.Capture(ctx, p, opts)
+	if err != nil {
+		gone()
+		return nil, err
+	}
+	c.Close = gone
+	return c, nil
+}
+
+func (m *measured) CaptureHeld(ctx context.Context, p engine.Process, opts engine.CaptureOptions, limit time.Duration) (*engine.Capture, engine.Held, error) {
+	_, held, err := m.Engine.CaptureHeld(ctx, p, opts, limit)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := m.Capture(ctx, p, opts)
+	if m.held != nil {
+		m.held()
+	}
+	return c, held, err
 }
 
 func (m *measured) lastBudget() int64 {
@@ -61,7 +98,7 @@ const scarceBudget = 1 << 30
 func newScarce(t *testing.T) *scarce {
 	t.Helper()
 	w := sandboxtest.New(t)
-	s := &scarce{node: &node{World: w, dir: filepath.Join(t.TempDir(), "checkpoints")}, engine: &measured{Engine: w.Engine}}
+	s := &scarce{node: &node{World: w, dir: filepath.Join(t.TempDir(), "checkpoints")}, engine: &measured{Engine: w.Engine, asked: make(chan struct{}, 100)}}
 	s.set(10000)
 	s.ledger = admission.New(func() (hostmem.Memory, error) {
 		return hostmem.Memory{Total: 100 << 30, Available: s.available.Load()}, nil
@@ -127,6 +164,117 @@ func TestCaptureIsAdmitted(t *testing.T) {
 		return c.Status == meta.CheckpointFailed && strings.Contains(c.ErrorMsg, "163 MB available")
 	}) {
 		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
+// create makes a checkpoint in the background.
+func (s *scarce) create(t *testing.T, sandboxID string) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.checkpoints.Create(t.Context(), s.Org, sandboxID, checkpoint.CreateRequest{Name: "c"})
+		done <- err
+	}()
+	return done
+}
+
+// Captures that the budget has no room for at once come one after the other, all
+// of them through memory.
+func TestCapturesWaitTheirTurn(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	s.engine.usage.Store(300 << 20) // and 64 MB: two fit
+	reached, letGo := s.holdAt(sandboxtest.Capture)
+	var boxes []meta.Sandbox
+	for range 6 {
+		boxes = append(boxes, s.box(t, "s"))
+	}
+	var made []<-chan error
+	for _, sb := range boxes {
+		made = append(made, s.create(t, sb.ID))
+	}
+	await(t, "a capture", reached)
+	letGo()
+	for _, done := range made {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if s.engine.open != 0 || s.engine.peak > 2*300<<20 {
+		t.Errorf("%d MB are held, %d MB were at once", s.engine.open>>20, s.engine.peak>>20)
+	}
+	if len(s.engine.budgets) != 6 || slices.ContainsFunc(s.engine.budgets, func(n int64) bool { return n != scarceBudget }) {
+		t.Errorf("budgets %v", s.engine.budgets)
+	}
+	s.nothingPromised(t)
+}
+
+// One that waits does nothing to its sandbox, and gives up with its context; the
+// room of one that failed, or was given up, is the next one's.
+func TestRoomIsGivenBack(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	s.engine.usage.Store(600 << 20) // one fits
+	a, b := s.box(t, "a"), s.box(t, "b")
+
+	reached, letGo := s.holdAt(sandboxtest.Capture)
+	first := s.create(t, a.ID)
+	await(t, "the first capture", reached)
+	for len(s.engine.asked) > 0 {
+		<-s.engine.asked
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	forked := make(chan error, 1)
+	go func() {
+		_, _, err := s.checkpoints.Fork(ctx, s.Org, b.ID, checkpoint.SpawnRequest{})
+		forked <- err
+	}()
+	for range 2 { // for the disk's space, then for the budget
+		<-s.engine.asked
+	}
+	cancel()
+	if err := <-forked; !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	letGo()
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if n := len(s.engine.budgets); n != 1 {
+		t.Errorf("%d captures", n)
+	}
+
+	s.failAt(sandboxtest.Capture, errStep)
+	for range 2 {
+		if _, err := s.checkpoints.Create(t.Context(), s.Org, b.ID, checkpoint.CreateRequest{Name: "fails"}); err == nil {
+			t.Error("captured")
+		}
+	}
+	s.failAt("", nil)
+	s.checkpoint(t, b.ID, "last")
+}
+
+// A saved state whose restore does not take place is not kept: neither its row
+// as one that is being made, nor its room.
+func TestSavedInVain(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	a, b := s.box(t, "a"), s.box(t, "b")
+	cp := s.checkpoint(t, a.ID, "c")
+	s.engine.usage.Store(600 << 20)
+	ctx, cancel := context.WithCancel(t.Context())
+	s.engine.held = cancel
+	if _, err := s.checkpoints.RestoreSaving(ctx, s.Org, a.ID, cp.ID); !errors.Is(err, context.Canceled) {
+		t.Errorf("a restore that is given up: %v", err)
+	}
+	rows, err := s.checkpoints.List(t.Context(), s.Org, a.ID)
+	if err != nil || !slices.ContainsFunc(rows, func(c meta.Checkpoint) bool {
+		return c.Automatic && c.Status == meta.CheckpointFailed && strings.Contains(c.ErrorMsg, "did not take place")
+	}) {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	s.checkpoint(t, b.ID, "has room")
+	if s.engine.open != 0 {
+		t.Errorf("%d MB are held", s.engine.open>>20)
 	}
 }
 

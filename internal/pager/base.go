@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"runtime"
 	"slices"
 
 	"github.com/zeebo/xxh3"
@@ -60,38 +61,51 @@ func (x *base) from(source uint32, off uint64) []baseSpan {
 // source, that may differ from the base: as [from, to) in mem. Runs do not adjoin
 // unless they are longer than maxRun. off is a multiple of the page size.
 func (x *base) changed(source uint32, off uint64, mem []byte, f func(from, to int)) {
-	spans := x.from(source, off)
 	from := 0 // where the run begins that is open, if it is longer than nothing
-	for at := 0; at < len(mem); {
-		here := off + uint64(at)
-		for len(spans) > 0 && spans[0].end <= here {
-			spans = spans[1:]
+	var touched byte
+	defer func() { runtime.KeepAlive(touched) }()
+	for _, s := range x.from(source, off) {
+		if s.start >= off+uint64(len(mem)) {
+			break
 		}
-		if len(spans) == 0 {
-			break // the rest is not in the base
-		}
-		s := spans[0]
-		if s.start > here { // up to there the base has nothing
-			at = int(min(uint64(len(mem)), s.start-off))
-			continue
-		}
-		n := int(min(engine.PageSize, s.end-here))
-		page := mem[at:min(at+engine.PageSize, len(mem))]
-		same := len(page) == n && xxh3.HashSeed(page, x.seed) == x.hashes[s.first+(here-s.start)/engine.PageSize]
-		if same || at-from >= maxRun {
-			if from < at {
-				f(from, at)
+		begin, end := max(s.start, off)-off, min(s.end-off, uint64(len(mem)))
+		hashes := x.hashes[s.first+(off+begin-s.start)/pageSize:]
+		for at := int(begin); at < int(end); at += pageSize {
+			next := min(at+pageSize, len(mem))
+			touched |= touch(mem[next:min(next+pageSize, len(mem))])
+			same := x.same(mem[at:next], hashes[0], s.end-off-uint64(at))
+			hashes = hashes[1:]
+			if same || at-from >= maxRun {
+				if from < at {
+					f(from, at)
+				}
+				from = at
 			}
-			from = at
-		}
-		at += len(page)
-		if same {
-			from = at
+			if same {
+				from = next
+			}
 		}
 	}
-	if from < len(mem) {
+	if from < len(mem) { // the rest differs, or is not in the base
 		f(from, len(mem))
 	}
+}
+
+// touch asks for a page that comes next: the processor does not look beyond the
+// end of a page by itself, and would wait for memory at the beginning of each
+// (measured: a sixth of the time).
+func touch(page []byte) (b byte) {
+	const line = 64
+	for i := 0; i < len(page); i += line {
+		b |= page[i]
+	}
+	return b
+}
+
+// same tells whether a page is the base's page with the hash, behind which the
+// base's range has so many bytes left.
+func (x *base) same(page []byte, hash, left uint64) bool {
+	return uint64(len(page)) == min(pageSize, left) && xxh3.HashSeed(page, x.seed) == hash
 }
 
 // maxRun is how much is hashed before it is copied, in bytes: it shall still be

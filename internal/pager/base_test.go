@@ -343,10 +343,11 @@ func TestOnBaseOnlyPagesAreTaken(t *testing.T) {
 
 // BenchmarkChanged is the comparison of memory of which 1 % changed.
 func BenchmarkChanged(b *testing.B) {
-	mem := make([]byte, 64<<20)
+	mem := make([]byte, 256<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(mem) // never fails
 	x := newBase(baseOf(1, []engine.PageRange{{Length: uint64(len(mem))}}, mem))
 	for at := 0; at < len(mem); at += 100 * pageSize {
-		mem[at] = 1
+		mem[at]++
 	}
 	b.SetBytes(int64(len(mem)))
 	for b.Loop() {
