@@ -51,16 +51,15 @@ type act struct {
 // run is one order of the requests of a scenario.
 type run struct {
 	*world
-	sc       *scenario
-	f        faults
-	start    time.Time // of the bubble's clock
-	ticked   int
-	lost     int
-	trace    []string
-	acks     map[ack]error
-	leases   map[string][]string
-	deletes  map[string]bool // ids that somebody has deleted, or is about to
-	finished int
+	sc      *scenario
+	f       faults
+	start   time.Time // of the bubble's clock
+	ticked  int
+	lost    int
+	trace   []string
+	acks    map[ack]error
+	leases  map[string][]string
+	deletes map[string]bool // ids that somebody has deleted, or is about to
 }
 
 // ack is a writer; what Commit told it is kept.

@@ -30,5 +30,5 @@ type faults struct {
 	pinnedGoes   bool // 11: a pinned object is removed
 	objectsFirst bool // 11: objects are removed before their packs
 	readFirst    bool // 12: what is read is looked at before the lease is there
-	unlocked     bool // 14: a sweep of a directory takes no lock
+	unlocked     bool // 13: a sweep of a directory takes no lock
 }

@@ -106,7 +106,6 @@ type model struct {
 	ids     []string
 	state   map[string]string // of ids: committed, failed, unknown, deleted
 	want    map[string][]string
-	n       int
 }
 
 // TestModel does one random thing after another, over a bucket that fails, and

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -68,7 +69,7 @@ type header struct {
 	Pins    []string `json:"pins,omitempty"`
 	Packs   []string `json:"packs,omitempty"`
 	Payload int      `json:"payload,omitempty"` // its length
-	Sum     string   `json:"sum"`               // BLAKE3-256 of this line with "" here, and the payload
+	Sum     string   `json:"sum"`               // BLAKE3-256 of the id, this line with "" here, and the payload
 }
 
 // encode gives the body of an object, with a nonce of its own.
@@ -84,7 +85,7 @@ func (l *Log) encode(o *Object) ([]byte, error) {
 	if !o.Expiry.IsZero() {
 		h.Expiry = o.Expiry.UnixMilli()
 	}
-	line, err := h.seal(o.Payload)
+	line, err := h.seal(o.ID, o.Payload)
 	if err != nil {
 		return nil, err
 	}
@@ -95,18 +96,19 @@ func (l *Log) encode(o *Object) ([]byte, error) {
 }
 
 // seal gives the line with its sum.
-func (h *header) seal(payload []byte) ([]byte, error) {
+func (h *header) seal(id string, payload []byte) ([]byte, error) {
 	h.Sum = ""
 	line, err := json.Marshal(h)
 	if err != nil {
 		return nil, fmt.Errorf("refs: header: %w", err)
 	}
-	return splice(line, payload), nil
+	return splice(id, line, payload), nil
 }
 
 // splice puts the sum into a line whose last value is "".
-func splice(line, payload []byte) []byte {
-	sum := blake3.New()
+func splice(id string, line, payload []byte) []byte {
+	sum := hash.Hash(blake3.New())
+	sum.Write([]byte(id))
 	sum.Write(line)
 	sum.Write(payload)
 	end := len(line) - len(`"}`)
@@ -142,7 +144,7 @@ func decode(id string, body []byte) (*Object, error) {
 		return fail(ErrDamaged, "header of version %d with %d bytes of payload, there are %d", h.Version, h.Payload, len(payload))
 	}
 	// One spelling of each header: nothing unknown, nothing twice, and the sum is right.
-	if again, err := h.seal(payload); err != nil || !bytes.Equal(again, line) {
+	if again, err := h.seal(id, payload); err != nil || !bytes.Equal(again, line) {
 		return fail(ErrDamaged, "the header does not have its sum or is spelled differently")
 	}
 	o := &Object{ID: id, State: h.State, Pins: h.Pins, Packs: h.Packs, Payload: payload, token: h.Token}

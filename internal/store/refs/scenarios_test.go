@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"time"
-
-	"github.com/opencomputer/oc/internal/bucket"
 )
 
 // The bases of all scenarios.
@@ -30,9 +28,9 @@ func bases(init string, page int) *memory {
 		if err != nil {
 			panic(err)
 		}
-		m.Put(context.Background(), Prefix+o.ID, body, bucket.Condition{})
+		m.set(Prefix+o.ID, body)
 		for _, p := range o.Packs {
-			m.Put(context.Background(), p, []byte(p), bucket.Condition{})
+			m.set(p, []byte(p))
 		}
 	}
 	for _, c := range init {
@@ -73,7 +71,7 @@ func writerOf(name string, clock time.Duration, packs int, blob, abort bool, pin
 		if err != nil {
 			return
 		}
-		defer w.Abort(ctx)
+		defer func() { _ = w.Abort(ctx) }()
 		all, err := a.putAll(ctx, w, packs, blob)
 		if err != nil || abort {
 			return

@@ -45,6 +45,13 @@ func (m *memory) Put(_ context.Context, key string, body []byte, cond bucket.Con
 	return o.etag, nil
 }
 
+// set puts an object there, whatever there is.
+func (m *memory) set(key string, body []byte) {
+	if _, err := m.Put(context.Background(), key, body, bucket.Condition{}); err != nil {
+		panic(err)
+	}
+}
+
 func (m *memory) Get(_ context.Context, key string) ([]byte, string, error) {
 	o, ok := m.objects[key]
 	if !ok {
@@ -129,7 +136,6 @@ type request struct {
 	run   func() // on the world, one at a time
 	hash  func() string
 	reply chan error
-	lost  error
 }
 
 func newWorld(m *memory, dir bool, actors int) *world {
@@ -173,7 +179,7 @@ func (v view) Put(ctx context.Context, key string, body []byte, cond bucket.Cond
 	r := &request{write: true, cond: cond.Absent || cond.ETag != "", label: "PUT " + describe(key, body)}
 	var e string
 	var rerr error
-	r.run = func() { e, rerr = v.w.memory.Put(ctx, key, body, cond) }
+	r.run = func() { e, rerr = v.w.Put(ctx, key, body, cond) }
 	r.hash = func() string { return e + fmt.Sprint(rerr) }
 	if err := v.do(ctx, r); err != nil {
 		return "", err
@@ -183,7 +189,7 @@ func (v view) Put(ctx context.Context, key string, body []byte, cond bucket.Cond
 
 func (v view) Get(ctx context.Context, key string) (body []byte, etag string, err error) {
 	r := &request{label: "GET " + key}
-	r.run = func() { body, etag, err = v.w.memory.Get(ctx, key) }
+	r.run = func() { body, etag, err = v.w.Get(ctx, key) }
 	r.hash = func() string { return etag + fmt.Sprint(err) }
 	if derr := v.do(ctx, r); derr != nil {
 		return nil, "", derr
@@ -193,7 +199,7 @@ func (v view) Get(ctx context.Context, key string) (body []byte, etag string, er
 
 func (v view) ReadAt(ctx context.Context, key string, p []byte, off int64) (err error) {
 	r := &request{label: "READ " + key}
-	r.run = func() { err = v.w.memory.ReadAt(ctx, key, p, off) }
+	r.run = func() { err = v.w.ReadAt(ctx, key, p, off) }
 	r.hash = func() string { return fmt.Sprint(err) }
 	if derr := v.do(ctx, r); derr != nil {
 		return derr
@@ -243,7 +249,7 @@ func join(now, before []string) []string {
 
 func (v view) Delete(ctx context.Context, key string) error {
 	r := &request{label: "DELETE " + key}
-	r.run = func() { _ = v.w.memory.Delete(ctx, key) }
+	r.run = func() { _ = v.w.Delete(ctx, key) }
 	r.hash = func() string { return "" }
 	return v.do(ctx, r)
 }
@@ -318,11 +324,10 @@ func (w *world) note(actor int, s string) {
 func (w *world) key(rest ...any) uint64 {
 	h := fnv.New64a()
 	for _, k := range w.keys("") {
-		io.WriteString(h, k)
-		io.WriteString(h, w.objects[k].etag)
+		fmt.Fprint(h, k, w.objects[k].etag)
 	}
 	for _, r := range w.ready(w.detached) {
-		io.WriteString(h, r.label)
+		fmt.Fprint(h, r.label)
 	}
 	fmt.Fprint(h, w.history, w.holder, rest)
 	return h.Sum64()
