@@ -7,8 +7,7 @@ import (
 	"errors"
 	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
 // maxOpen is how many objects a Bucket keeps open for ReadAt.
@@ -50,10 +49,11 @@ func (o *openFiles) readAt(key string, open func(string) (*os.File, error), p []
 	}
 }
 
-// replaced tells whether an open file is the object no more.
+// replaced tells whether an open file is the object no more. Others may close
+// it meanwhile, so its descriptor must not be used past the File.
 func replaced(f *os.File) bool {
-	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st) != nil || st.Nlink == 0
+	st, err := f.Stat()
+	return err != nil || st.Sys().(*syscall.Stat_t).Nlink == 0
 }
 
 func (o *openFiles) get(key string) *os.File {

@@ -116,15 +116,16 @@ func lock(ctx context.Context, path string, kind int16, at int64, abandon <-chan
 	}
 	// The kernel's wait cannot be given up, so it has a goroutine of its own; one
 	// that nobody waits for any more ends when it has the lock.
-	got := make(chan error, 1)
-	go func() { got <- fcntl(f, unix.F_OFD_SETLKW, kind, at) }()
-	giveUp := func(err error) (func(), error) {
-		go func() {
-			<-got
+	got := make(chan error)
+	givenUp := make(chan struct{})
+	go func() {
+		err := fcntl(f, unix.F_OFD_SETLKW, kind, at)
+		select {
+		case got <- err:
+		case <-givenUp:
 			f.Close()
-		}()
-		return nil, err
-	}
+		}
+	}()
 	select {
 	case err := <-got:
 		if err != nil {
@@ -133,10 +134,12 @@ func lock(ctx context.Context, path string, kind int16, at int64, abandon <-chan
 		}
 		return closeFile, nil
 	case <-abandon:
-		return giveUp(errAbandoned)
+		err = errAbandoned
 	case <-ctx.Done():
-		return giveUp(ctx.Err())
+		err = ctx.Err()
 	}
+	close(givenUp)
+	return nil, err
 }
 
 // fcntl locks one byte of a file.
