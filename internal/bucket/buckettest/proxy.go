@@ -191,13 +191,17 @@ type pace struct {
 	free time.Time // guarded by mu: when the next byte may go
 }
 
+// maxLate is how late a timer is reckoned to be.
+const maxLate = 10 * time.Millisecond
+
 // turn gives how long to wait after n more bytes.
 func (p *pace) turn(n int, rate int64) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	if p.free.Before(now) {
-		p.free = now
+	// A timer that was late is made up for, or each would cost rate.
+	if earliest := now.Add(-maxLate); p.free.Before(earliest) {
+		p.free = earliest
 	}
 	p.free = p.free.Add(time.Duration(n) * time.Second / time.Duration(rate))
 	return p.free.Sub(now)
