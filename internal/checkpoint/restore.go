@@ -64,7 +64,10 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkp
 	}()
 	img, place, err := s.reach(ctx, artefactOf(c))
 	if fault.Is(err, fault.NotFound) {
-		err = fault.Wrap(fault.Internal, err, "checkpoint %s has no data in the store", c.ID)
+		if _, err := s.cfg.Meta.Checkpoint(ctx, c.OrgID, c.ID); err != nil { // deleted meanwhile
+			return nil, src, nil, err
+		}
+		err = fault.New(fault.Internal, "checkpoint %s has no data in the store", c.ID).WithHint("oc store check says what else is missing")
 	}
 	err = s.noteDamage(ctx, c, err)
 	if err != nil {

@@ -44,7 +44,7 @@ func (s *Service) whole(ctx context.Context, orgID, id string) (meta.Checkpoint,
 // noteDamage marks a checkpoint whose bytes were found to be damaged, and gives
 // the error on.
 func (s *Service) noteDamage(ctx context.Context, c meta.Checkpoint, err error) error {
-	if errors.Is(err, store.ErrDamaged) && c.Status == meta.CheckpointReady {
+	if fault.Is(err, fault.Damaged) && c.Status == meta.CheckpointReady {
 		c.Status, c.ErrorMsg = meta.CheckpointDamaged, fault.As(err).Message
 		if e := s.cfg.Meta.UpdateCheckpoint(context.WithoutCancel(ctx), &c); e != nil {
 			s.cfg.Log.Error("recording a damaged checkpoint", "checkpoint", c.ID, "error", e)

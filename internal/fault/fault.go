@@ -31,6 +31,7 @@ const (
 	Gone         Kind = "gone"         // existed, but was stopped (HTTP 410)
 	Exhausted    Kind = "exhausted"    // a limit of the caller is reached (HTTP 429)
 	Unavailable  Kind = "unavailable"  // the node cannot do it now: no space, no memory, shutting down (HTTP 503)
+	Damaged      Kind = "damaged"      // stored bytes are not what was written (HTTP 500)
 	Internal     Kind = "internal"     // our failure (HTTP 500)
 )
 

@@ -121,7 +121,7 @@ func (c *checker) problem(p Problem) {
 // broken notes that something of a checkpoint is not as it should be.
 func (c *checker) broken(id, checkpoint, key string, err error) {
 	what := err.Error()
-	if f := fault.As(err); f.Kind == fault.Internal {
+	if f := fault.As(err); f.Kind == fault.Damaged {
 		what = f.Message
 	}
 	c.problem(Problem{Checkpoint: checkpoint, Object: id, Key: key, What: what})

@@ -14,7 +14,6 @@ import (
 	"github.com/opencomputer/oc/internal/bucket"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
-	v1 "github.com/opencomputer/oc/internal/store/v1"
 )
 
 // FormatName and FormatVersion stand in each manifest. A reader refuses other
@@ -64,12 +63,9 @@ type Blob struct {
 	Parts []Object `json:"parts"`
 }
 
-// ErrDamaged is in every fault that Damaged makes.
-var ErrDamaged = v1.ErrDamaged
-
 // Damaged says that a checkpoint's stored bytes are not what was written.
 func Damaged(checkpoint, format string, args ...any) *fault.Fault {
-	return fault.Wrap(fault.Internal, ErrDamaged, "checkpoint %s is damaged: %s", checkpoint, fmt.Sprintf(format, args...)).
+	return fault.New(fault.Damaged, "checkpoint %s is damaged: %s", checkpoint, fmt.Sprintf(format, args...)).
 		WithHint("delete it and use another checkpoint; `oc store check` says what else is damaged")
 }
 

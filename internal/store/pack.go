@@ -110,7 +110,10 @@ func (p *put) usable() (map[string]bool, error) {
 
 // settle decides where the pages are that need not be stored.
 func (p *put) settle(usable map[string]bool) {
-	type key struct{ pack, segment uint32 }
+	type key struct {
+		pack    uint32
+		segment int
+	}
 	known := map[key]int32{}
 	tables := map[uint32]*format.Table{}
 	for _, h := range p.hints {
@@ -121,7 +124,7 @@ func (p *put) settle(usable map[string]bool) {
 			}
 			tables[h.at.Pack] = t
 		}
-		if t == nil || int(h.at.Segment) >= len(t.Segments) || h.at.Slot >= t.Segments[h.at.Segment].Pages {
+		if t == nil || h.at.Segment >= len(t.Segments) || h.at.Slot >= int(t.Segments[h.at.Segment].Pages) {
 			continue
 		}
 		k := key{h.at.Pack, h.at.Segment}
@@ -131,7 +134,7 @@ func (p *put) settle(usable map[string]bool) {
 			known[k] = n
 			p.segments = append(p.segments, placed{t.Segments[h.at.Segment], t.Packs[0]})
 		}
-		p.where[h.page] = place{n, h.at.Slot}
+		p.where[h.page] = place{n, uint16(h.at.Slot)}
 	}
 	for i, w := range p.where {
 		if w.segment == freshPlace && p.twins[i] < 0 {

@@ -58,7 +58,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	ix, err := index.Open(filepath.Join(cfg.State, "index"))
+	ix, err := index.Open(filepath.Join(cfg.State, "pages"), log)
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -67,6 +67,14 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 		s.Close()
 		return nil, err
 	}
+	s.wg.Go(func() {
+		n, err := s.Reindex(s.ctx, nil)
+		if err != nil && s.ctx.Err() == nil {
+			log.Warn("the index of pages is not complete: checkpoints store more than they need", "error", err)
+		} else if n > 0 {
+			log.Info("index of pages completed", "packs", n)
+		}
+	})
 	return s, nil
 }
 
@@ -148,7 +156,7 @@ func (s *Store) Image(ctx context.Context, id string) (*Image, error) {
 func (v *vault) image(ctx context.Context, log *refs.Log, id, name string) (_ *Image, err error) {
 	lease, o, err := log.Read(ctx, id)
 	if errors.Is(err, bucket.ErrNotExist) || errors.Is(err, refs.ErrState) {
-		return nil, fault.New(fault.NotFound, "the checkpoint has no data in the store")
+		return nil, fault.New(fault.NotFound, "checkpoint %s has no data in the store", name)
 	}
 	if errors.Is(err, refs.ErrDamaged) {
 		return nil, Damaged(name, "%v", err)

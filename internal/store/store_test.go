@@ -46,7 +46,7 @@ func random(rng *rand.Rand, b []byte) {
 func openStore(t testing.TB, b bucket.Bucket) *Store {
 	t.Helper()
 	dir := t.TempDir()
-	ix, err := index.Open(filepath.Join(dir, "index"))
+	ix, err := index.Open(filepath.Join(dir, "index"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

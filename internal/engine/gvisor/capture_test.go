@@ -274,15 +274,21 @@ func TestDamagedCheckpoint(t *testing.T) {
 // stored are the files of the store of a location that match a pattern.
 func stored(t *testing.T, location, pattern string) []string {
 	t.Helper()
-	var l struct{ Store store.Config }
-	if err := json.Unmarshal([]byte(location), &l); err != nil {
-		t.Fatal(err)
-	}
-	paths, err := filepath.Glob(filepath.Join(l.Store.Dir, pattern))
+	paths, err := filepath.Glob(filepath.Join(root(t, location), pattern))
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("%s: %v, %v", pattern, paths, err)
 	}
 	return paths
+}
+
+// root is the directory of the store of a location.
+func root(t *testing.T, location string) string {
+	t.Helper()
+	var l struct{ Store store.Config }
+	if err := json.Unmarshal([]byte(location), &l); err != nil {
+		t.Fatal(err)
+	}
+	return l.Store.Dir
 }
 
 func stat(t *testing.T, path string) os.FileInfo {

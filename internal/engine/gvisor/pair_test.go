@@ -135,10 +135,10 @@ func TestRestoreByAPair(t *testing.T) {
 	if len(pagers) != 1 || len(helpers) != 1 || r.Pager().PID != helpers[0] || len(p.helpers(p.Build(), "restore")) != 0 {
 		t.Fatalf("pagers %v, helpers %v, recorded %d", pagers, helpers, r.Pager().PID)
 	}
-	if n := opened(t, helpers[0], p.dir); n != 0 {
+	if n := opened(t, helpers[0], root(t, p.dir)); n != 0 {
 		t.Errorf("the helper has %d files of the checkpoint open", n)
 	}
-	if n := opened(t, pagers[0], p.dir); n == 0 {
+	if n := opened(t, pagers[0], root(t, p.dir)); n == 0 {
 		t.Error("the pager has no file of the checkpoint open")
 	}
 	clone := adopt()
@@ -260,7 +260,7 @@ func TestPairAndDamage(t *testing.T) {
 		}
 		p.alone(t)
 	}
-	if err := os.RemoveAll(p.dir); err != nil {
+	if err := os.RemoveAll(root(t, p.dir)); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := p.begin(t, p.src); err == nil || !strings.Contains(err.Error(), "checkpoint "+checkpointID+" has no data in the store") {

@@ -29,7 +29,7 @@ const damagedID = "cp-dead0001"
 func namesIt(t *testing.T, err error, doing string) {
 	t.Helper()
 	f := fault.As(err)
-	if err == nil || f.Kind != fault.Internal || !strings.Contains(f.Message, damagedID) || f.Hint == "" {
+	if err == nil || f.Kind != fault.Damaged || !strings.Contains(f.Message, damagedID) || f.Hint == "" {
 		t.Errorf("%s: %v; want a damage of %s with a hint", doing, err, damagedID)
 	}
 }

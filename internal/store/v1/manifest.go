@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -70,12 +69,9 @@ func (m *Manifest) LogicalSize() (n int64) {
 // StoredSize is what the checkpoint takes in the store, in bytes.
 func (m *Manifest) StoredSize() int64 { return m.LogicalSize() + m.Sums.Size + m.Ranges.Size }
 
-// ErrDamaged is in every fault that Damaged makes.
-var ErrDamaged = errors.New("damaged")
-
 // Damaged says that a checkpoint's stored bytes are not what was written.
 func Damaged(checkpoint, format string, args ...any) *fault.Fault {
-	return fault.Wrap(fault.Internal, ErrDamaged, "checkpoint %s is damaged: %s", checkpoint, fmt.Sprintf(format, args...)).
+	return fault.New(fault.Damaged, "checkpoint %s is damaged: %s", checkpoint, fmt.Sprintf(format, args...)).
 		WithHint("delete it and use another checkpoint; the disk under the data directory may be failing")
 }
 
