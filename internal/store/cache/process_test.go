@@ -4,9 +4,11 @@ package cache
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
+	"sync"
 	"testing"
 )
 
@@ -73,5 +75,77 @@ func TestOtherProcess(t *testing.T) {
 	_ = cmd.Wait()
 	if freed := trim(t, c); freed == 0 || stats(t, c).Packs != 0 {
 		t.Errorf("freed %d after its user was killed", freed)
+	}
+}
+
+// Packs are opened, filled and read while everything that is not in use is
+// evicted all the time: an open pack keeps the files that its name means, and
+// no read gives wrong bytes.
+func TestOpenRacesEviction(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	evictor := open(t, dir, 0)
+	stop := make(chan struct{})
+	var evicting, using sync.WaitGroup
+	for range 2 {
+		evicting.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_, err := evictor.trim(t.Context()) // without the lock of the process, like another one
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for range 4 {
+		using.Go(func() {
+			c, err := Open(dir, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for i := range 300 {
+				useOnce(t, c, fmt.Sprint(i%3))
+			}
+		})
+	}
+	using.Wait()
+	close(stop)
+	evicting.Wait()
+	if trim(t, evictor); stats(t, evictor).Packs != 0 {
+		t.Error("packs that nobody uses stay")
+	}
+}
+
+// useOnce opens a pack, which then must stay what its name means.
+func useOnce(t *testing.T, c *Cache, name string) {
+	p, err := c.Pack(name, 4)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer p.Close()
+	if dst := make([]byte, 4*PageSize); p.Read(dst, 0) && !bytes.Equal(dst, content(name, 0, 4)) {
+		t.Errorf("other bytes in %s", name)
+	}
+	if err := p.Write(content(name, 0, 4), 0); err != nil {
+		t.Error(err)
+	}
+	checkRead(t, p, name, 0, 4, true)
+	for _, f := range []*os.File{p.pages, p.sums} {
+		mine, err := f.Stat()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if named, err := os.Stat(f.Name()); err != nil || !os.SameFile(mine, named) {
+			t.Errorf("%s was taken away from its user: %v", f.Name(), err)
+		}
 	}
 }
