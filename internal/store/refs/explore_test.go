@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,14 +25,14 @@ type scenario struct {
 	name   string
 	init   string // the bases: see bases
 	actors []actor
-	page   int  // keys in a page of a list
-	dir    bool // a bucket with a lock, and lists that are not ordered in time
-	lost   int  // writes whose answer may be lost, and which may land later
-	ticks  int  // times that a third of the TTL may pass
-	tries  int  // of requests whose effect must be known
-	cold   bool // sweeps remember nothing
-	plain  bool // nothing needs an audit in the end
-	bound  int  // preemptions of the normal run
+	page   int   // keys in a page of a list
+	dir    bool  // a bucket with a lock, and lists that are not ordered in time
+	lost   int   // writes whose answer may be lost, and which may land later
+	ticks  int64 // times that a third of the TTL may pass
+	tries  int   // of requests whose effect must be known
+	cold   bool  // sweeps remember nothing
+	plain  bool  // nothing needs an audit in the end
+	bound  int   // preemptions of the normal run
 }
 
 // actor does something with the real package over its own view of the bucket.
@@ -54,7 +55,7 @@ type run struct {
 	sc      *scenario
 	f       faults
 	start   time.Time // of the bubble's clock
-	ticked  int
+	ticked  atomic.Int64
 	lost    int
 	trace   []string
 	acks    map[ack]error
@@ -92,7 +93,7 @@ func stream(i int) *rand.ChaCha8 { return rand.NewChaCha8([32]byte{byte(i)}) }
 // logOf gives the Log of an actor; clock is in the run's time.
 func (r *run) logOf(b bucket.Bucket, i int, at time.Duration) *Log {
 	l := New(b, Config{Random: stream(i), TTL: testTTL, Roots: []string{"images/"}, Clock: func() time.Time {
-		return time.Unix(0, 0).Add(at + time.Duration(r.ticked)*(testTTL/3+time.Second))
+		return time.Unix(0, 0).Add(at + time.Duration(r.ticked.Load())*(testTTL/3+time.Second))
 	}})
 	l.faults, l.tries = r.f, max(r.sc.tries, 1)
 	if r.sc.cold {
@@ -205,7 +206,7 @@ func (x *explorer) known(r *run, last, left int) bool {
 	if x.bound >= unbounded {
 		last, left = 0, 0
 	}
-	k := r.key(r.ticked, r.lost, last)
+	k := r.key(r.ticked.Load(), r.lost, last)
 	if int(x.seen[k]) > left {
 		return true
 	}
@@ -220,7 +221,7 @@ const unbounded = 1000
 func (r *run) options(last int) []option {
 	var opts []option
 	goesOn := false
-	ready := r.ready(r.pending)
+	ready := r.ready(&r.pending)
 	for _, q := range ready {
 		goesOn = goesOn || q.actor == last
 	}
@@ -232,17 +233,17 @@ func (r *run) options(last int) []option {
 		opts = append(opts, o)
 	}
 	slices.SortStableFunc(opts, func(a, b option) int { return a.cost - b.cost })
-	for _, q := range r.ready(r.pending) {
+	for _, q := range r.ready(&r.pending) {
 		if q.write && r.lost > 0 {
 			opts = append(opts, option{"(no answer) " + r.name(q.actor) + ": " + q.label, q.actor, 0, func() { r.lost--; r.detach(q) }})
 		}
 	}
-	for _, q := range r.ready(r.detached) {
+	for _, q := range r.ready(&r.detached) {
 		opts = append(opts, option{"(late) " + r.name(q.actor) + ": " + q.label, last, 0, func() { r.land(q) }})
 	}
-	if r.ticked < r.sc.ticks {
+	if r.ticked.Load() < r.sc.ticks {
 		opts = append(opts, option{"time passes", last, 0, func() {
-			r.ticked++
+			r.ticked.Add(1)
 			time.Sleep(testTTL/3 + time.Second)
 		}})
 	}

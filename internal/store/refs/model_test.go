@@ -133,7 +133,7 @@ func TestModel(t *testing.T) {
 func newModel(t *testing.T, seed, round uint64) *model {
 	rng := rand.New(rand.NewPCG(seed, round))
 	m := &model{t: t, rng: rng, packs: map[*Writer][]string{}, reading: map[*Lease][]string{}, state: map[string]string{}, want: map[string][]string{}}
-	m.f = &faulty{m: newMemory(rng.IntN(4)), rng: rng, rate: []float64{0, 0.05, 0.2}[rng.IntN(3)]}
+	m.f = &faulty{m: newMemory(rng.IntN(4)), rng: rand.New(rand.NewPCG(seed, ^round)), rate: []float64{0, 0.05, 0.2}[rng.IntN(3)]}
 	for i := range 3 {
 		skew := time.Duration(i/2) * 10 * time.Hour
 		m.logs = append(m.logs, New(m.f, Config{TTL: testTTL, Roots: []string{"images/"}, Clock: func() time.Time { return time.Now().Add(skew) }}))

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -267,6 +268,13 @@ func TestRenewal(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newCounted(newMemory(0))
+		var failing atomic.Bool
+		b.before = func(_, key string) error {
+			if failing.Load() && strings.HasPrefix(key, Prefix) {
+				return errFault
+			}
+			return nil
+		}
 		l := New(b, Config{TTL: testTTL})
 		id, _ := checkpoint(t, l, "x")
 		durable := b.count["put"]
@@ -281,17 +289,10 @@ func TestRenewal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var failing bool
-		b.before = func(op, key string) error {
-			if failing && strings.HasPrefix(key, Prefix) {
-				return errFault
-			}
-			return nil
-		}
 		for i := range 20 {
-			failing = i == 10 // a short time without the bucket is no reason to stop
+			failing.Store(i == 10) // a short time without the bucket is no reason to stop
 			time.Sleep(testTTL / 4)
-			failing = false
+			failing.Store(false)
 			time.Sleep(testTTL / 4)
 			if r, err := l.Sweep(t.Context(), Options{Audit: true}); err != nil || r.Revoked != 0 {
 				t.Fatalf("%+v, %v", r, err)

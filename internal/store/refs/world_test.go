@@ -278,9 +278,11 @@ func (w *world) enabled(r *request) bool {
 
 // ready gives the requests that can be carried out, in an order that does not
 // depend on how the goroutines ran.
-func (w *world) ready(l []*request) []*request {
+func (w *world) ready(l *[]*request) []*request {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	var out []*request
-	for _, r := range l {
+	for _, r := range *l {
 		if w.enabled(r) {
 			out = append(out, r)
 		}
@@ -296,6 +298,8 @@ func cmp3(a, b int) int { return min(max(a-b, -1), 1) }
 // deliver carries out a request and answers it; detach answers it only, and it
 // can land later; land carries out such a one.
 func (w *world) deliver(r *request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.pending = slices.DeleteFunc(w.pending, func(p *request) bool { return p == r })
 	r.run()
 	w.note(r.actor, r.label+r.hash())
@@ -303,6 +307,8 @@ func (w *world) deliver(r *request) {
 }
 
 func (w *world) detach(r *request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.pending = slices.DeleteFunc(w.pending, func(p *request) bool { return p == r })
 	w.detached = append(w.detached, r)
 	w.note(r.actor, r.label+"lost")
@@ -310,6 +316,8 @@ func (w *world) detach(r *request) {
 }
 
 func (w *world) land(r *request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.detached = slices.DeleteFunc(w.detached, func(p *request) bool { return p == r })
 	r.run()
 }
@@ -326,7 +334,7 @@ func (w *world) key(rest ...any) uint64 {
 	for _, k := range w.keys("") {
 		fmt.Fprint(h, k, w.objects[k].etag)
 	}
-	for _, r := range w.ready(w.detached) {
+	for _, r := range w.ready(&w.detached) {
 		fmt.Fprint(h, r.label)
 	}
 	fmt.Fprint(h, w.history, w.holder, rest)
