@@ -161,6 +161,8 @@ const (
 	sweepDelay = 2 * time.Second
 	// auditEvery is how often a sweep looks at everything there is.
 	auditEvery = 6 * time.Hour
+	// sweepPending is when what could not be freed yet is looked at again.
+	sweepPending = 15 * time.Second
 	// sweepRetry is when one that failed is tried again.
 	sweepRetry = time.Minute
 )
@@ -203,6 +205,10 @@ func (s *Service) sweep() {
 		if audit {
 			due = time.Now().Add(auditEvery)
 		}
-		timer.Reset(time.Until(due))
+		next := time.Until(due)
+		if r.Pending > 0 { // somebody still reads it
+			next = min(next, sweepPending)
+		}
+		timer.Reset(next)
 	}
 }

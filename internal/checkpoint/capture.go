@@ -26,6 +26,11 @@ const (
 // capture takes the checkpoint of c's row from the sandbox's run, makes it
 // durable, and marks the row ready.
 func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Checkpoint) error {
+	return s.captureAnd(ctx, op, c, func(*frozen) {})
+}
+
+// captureAnd is capture; it tells of the capture before that is stored.
+func (s *Service) captureAnd(ctx context.Context, op *sandbox.Operation, c *meta.Checkpoint, made func(*frozen)) error {
 	run, err := op.Run()
 	if err != nil {
 		return err
@@ -48,6 +53,7 @@ func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Ch
 		return err
 	}
 	defer capt.close()
+	made(capt)
 	return s.keep(ctx, run.Process(), gen, capt, c, true)
 }
 

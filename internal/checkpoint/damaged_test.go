@@ -30,10 +30,10 @@ func TestDamaged(t *testing.T) {
 		t.Errorf("in the store: %v", ids)
 	}
 	const reason = "is damaged: a pack is missing"
-	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), reason) {
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); !fault.Is(err, fault.Damaged) || !strings.Contains(err.Error(), reason) {
 		t.Errorf("Restore: %v", err)
 	}
-	if _, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), reason) {
+	if _, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{}); !fault.Is(err, fault.Damaged) || !strings.Contains(err.Error(), reason) {
 		t.Errorf("Spawn: %v", err)
 	}
 	if rows, err := n.checkpoints.List(t.Context(), n.Org, sb.ID); err != nil || len(rows) != 1 || rows[0].Status != meta.CheckpointDamaged {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencomputer/oc/internal/admission"
@@ -26,9 +27,9 @@ const (
 
 // loads is what a generation that is restored from a checkpoint loads into
 // memory, in bytes. What it loads of the disk is the disk's.
-func loads(img store.Checkpoint) int64 {
-	n := img.File(store.FileState).Size() * graphGrowth
-	for _, r := range img.Ranges() {
+func loads(stateSize int64, ranges []engine.PageRange) int64 {
+	n := stateSize * graphGrowth
+	for _, r := range ranges {
 		if r.Source == 0 {
 			n += int64(r.Length)
 		}
@@ -81,13 +82,23 @@ func (s *Service) most(ctx context.Context, proc engine.Process, gen meta.Genera
 	return need
 }
 
-// frozen is a capture and the checkpoint that it is based on.
+// frozen is a capture, what it is of, and the checkpoint that it is based on.
 type frozen struct {
 	*engine.Capture
-	base *store.Image // nil: it holds all pages
+	proc  engine.Process
+	gen   meta.Generation
+	base  *store.Image // nil: it holds all pages
+	users atomic.Int32 // beside the first
 }
 
+// hold adds a user, who closes it too.
+func (f *frozen) hold() { f.users.Add(1) }
+
+// close ends a use; with the last one the memory goes.
 func (f *frozen) close() {
+	if f.users.Add(-1) >= 0 {
+		return
+	}
 	f.Close()
 	if f.base != nil {
 		f.base.Close()
@@ -128,7 +139,7 @@ func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Ge
 	if budget == 0 {
 		r.giveBack() // it goes through the disk
 	}
-	f := &frozen{}
+	f := &frozen{proc: proc, gen: gen}
 	opts := engine.CaptureOptions{Budget: budget}
 	if f.base, opts.Base = s.base(ctx, parent); f.base != nil {
 		opts.Expect = expected(f.base.Manifest())

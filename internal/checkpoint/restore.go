@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
@@ -35,7 +36,7 @@ func (s *Service) ready(ctx context.Context, orgID, id string) (meta.Checkpoint,
 			return c, err
 		}
 		if c.Status == meta.CheckpointDamaged {
-			return c, fault.New(fault.Invalid, "checkpoint %s is damaged: %s", id, c.ErrorMsg).
+			return c, fault.New(fault.Damaged, "checkpoint %s is damaged: %s", id, strings.TrimPrefix(c.ErrorMsg, "checkpoint "+id+" is damaged: ")).
 				WithHint("oc checkpoint list %s shows others; oc store check says what is wrong", c.SandboxID)
 		}
 		if c.Status != meta.CheckpointProcessing || time.Now().After(deadline) {
@@ -82,7 +83,7 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkp
 	src = sandbox.Source{
 		Checkpoint: c.ID, Artefact: engine.Source{Location: place, Build: m.Build, Engine: m.Requirements.Engine},
 		Image:  sandbox.Image{Template: c.Template, TreeHash: m.TreeHash, Hash: m.ImageHash, Path: path},
-		Memory: loads(img),
+		Memory: loads(img.File(store.FileState).Size(), img.Ranges()),
 	}
 	return img, src, func() { img.Close(); unlock() }, nil
 }
@@ -169,26 +170,33 @@ func (s *Service) Spawn(ctx context.Context, orgID, id string, req SpawnRequest)
 		return nil, err
 	}
 	defer release()
+	made, _, err := s.spawn(ctx, c, src, req)
+	return made, err
+}
+
+// spawn makes sandboxes of what the source has of a checkpoint; loaded is closed
+// when they need it no more.
+func (s *Service) spawn(ctx context.Context, c meta.Checkpoint, src sandbox.Source, req SpawnRequest) (_ []meta.Sandbox, loaded <-chan struct{}, err error) {
 	from, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	rows, err := s.cfg.Sandboxes.Plan(ctx, planned(orgID, c, from.Metadata, req))
+	rows, err := s.cfg.Sandboxes.Plan(ctx, planned(c.OrgID, c, from.Metadata, req))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	restored, err := s.cfg.Sandboxes.Restore(ctx, src, rows)
 	if err != nil {
-		return nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
+		return nil, nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
 	}
 	entered, err := restored.Enter(ctx, rows)
 	if err != nil {
 		for _, sb := range entered {
-			err = errors.Join(err, s.cfg.Sandboxes.Kill(context.WithoutCancel(ctx), orgID, sb.ID))
+			err = errors.Join(err, s.cfg.Sandboxes.Kill(context.WithoutCancel(ctx), c.OrgID, sb.ID))
 		}
-		return nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
+		return nil, nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
 	}
-	return rows, nil
+	return rows, restored.Loaded(), nil
 }
 
 // complete fills in the default count and checks it.
@@ -226,31 +234,4 @@ func planned(orgID string, c meta.Checkpoint, metadata map[string]string, req Sp
 		}
 	}
 	return rows
-}
-
-// Fork is a checkpoint and a spawn in one step. The checkpoint stays, named
-// "fork-…".
-func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRequest) (meta.Checkpoint, []meta.Sandbox, error) {
-	if err := req.complete(); err != nil {
-		return meta.Checkpoint{}, nil, err
-	}
-	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
-	if err != nil {
-		return meta.Checkpoint{}, nil, err
-	}
-	if sb.State != meta.SandboxRunning {
-		return meta.Checkpoint{}, nil, fault.New(fault.Invalid, "sandbox must be running to be forked; %s is %s", sb.ID, sb.State)
-	}
-	c := meta.Checkpoint{OrgID: orgID, SandboxID: sandboxID, Name: automaticName("fork"), Kind: kindFull, Automatic: true}
-	if err := s.insert(ctx, &c, sb, 0); err != nil {
-		return meta.Checkpoint{}, nil, err
-	}
-	if err := s.make(ctx, &c); err != nil {
-		return c, nil, err
-	}
-	made, err := s.Spawn(ctx, orgID, c.ID, req)
-	if err != nil { // nobody asked for the checkpoint alone
-		err = errors.Join(err, s.Delete(context.WithoutCancel(ctx), orgID, sandboxID, c.ID))
-	}
-	return c, made, err
 }

@@ -241,6 +241,7 @@ func (s *Service) fail(ctx context.Context, c *meta.Checkpoint, why error) {
 	if err := s.cfg.Meta.UpdateCheckpoint(context.WithoutCancel(ctx), c); err != nil {
 		s.cfg.Log.Error("recording a failed checkpoint", "checkpoint", c.ID, "error", err)
 	}
+	s.kick() // what was written of it goes
 	s.cfg.Log.Warn("checkpoint failed", "checkpoint", c.ID, "sandbox", c.SandboxID, "error", why)
 }
 

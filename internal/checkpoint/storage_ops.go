@@ -5,6 +5,7 @@ package checkpoint
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
@@ -44,6 +45,9 @@ func (s *Service) whole(ctx context.Context, orgID, id string) (meta.Checkpoint,
 // noteDamage marks a checkpoint whose bytes were found to be damaged, and gives
 // the error on.
 func (s *Service) noteDamage(ctx context.Context, c meta.Checkpoint, err error) error {
+	if f := fault.As(err); err != nil && f.Kind == fault.Damaged && !strings.Contains(f.Message, c.ID) { // the store cannot tell its name
+		err = fault.Wrap(fault.Damaged, err, "checkpoint %s is damaged: its object in the store is", c.ID).WithHint("%s", f.Hint)
+	}
 	if fault.Is(err, fault.Damaged) && c.Status == meta.CheckpointReady {
 		c.Status, c.ErrorMsg = meta.CheckpointDamaged, fault.As(err).Message
 		if e := s.cfg.Meta.UpdateCheckpoint(context.WithoutCancel(ctx), &c); e != nil {

@@ -143,8 +143,11 @@ type Requirements struct {
 // Source is a checkpoint's artefact to restore from.
 type Source struct {
 	Location string // what the store calls the place of it
-	Build    string // the oc build whose engine wrote it
-	Engine   string // that engine, as in Requirements
+	// Files are descriptors that belong to the location of a capture that is not
+	// stored yet; the caller closes its copies.
+	Files  []*os.File
+	Build  string // the oc build whose engine wrote it
+	Engine string // that engine, as in Requirements
 }
 
 // Target is one generation to restore into.

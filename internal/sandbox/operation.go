@@ -236,6 +236,9 @@ func (r *Restored) loss(i int) error {
 	return r.restoring.Err(i)
 }
 
+// Loaded is closed when every run is fully loaded or lost.
+func (r *Restored) Loaded() <-chan struct{} { return r.restoring.Loaded() }
+
 // follow waits for the loading of the runs, which are the sandboxes' own by
 // now, and records its end.
 func (r *Restored) follow() {

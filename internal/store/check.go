@@ -59,11 +59,9 @@ var prefixes = []string{kindEngine + "/", kindImage + "/", "packs/"}
 // Check looks at every object of the store, and with readData at every byte. It
 // fails only if it cannot look.
 func (s *Store) Check(ctx context.Context, readData bool, progress func(done, total int64)) (*CheckReport, error) {
-	c := &checker{v: s.vault, r: &CheckReport{}, sizes: map[string]int64{}, needed: map[string][]string{}}
-	for _, p := range prefixes {
-		if err := c.list(ctx, p); err != nil {
-			return nil, err
-		}
+	c := &checker{
+		v: s.vault, r: &CheckReport{}, sizes: map[string]int64{}, needed: map[string][]string{},
+		names: map[string]string{}, segments: map[string][]format.Segment{}, parts: map[string]Object{},
 	}
 	claimed := map[string]bool{} // keys, and the objects whose own keys may all be needed
 	err := s.refs.List(ctx, func(o *refs.Object, err error) error {
@@ -82,6 +80,11 @@ func (s *Store) Check(ctx context.Context, readData bool, progress func(done, to
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
+	for _, p := range prefixes { // now: what a checkpoint needs was there before it
+		if err := s.vault.list(ctx, p, func(o bucket.Object) { c.sizes[o.Key] = o.Size }); err != nil {
+			return nil, err
+		}
+	}
 	for k, n := range c.sizes {
 		if id, _ := refs.Owner(k); !claimed[k] && !claimed[id] {
 			c.r.Leftovers++
@@ -89,6 +92,9 @@ func (s *Store) Check(ctx context.Context, readData bool, progress func(done, to
 		}
 	}
 	if err := c.packs(ctx, readData, progress); err != nil {
+		return nil, err
+	}
+	if err := c.forgive(ctx, s.refs); err != nil {
 		return nil, err
 	}
 	slices.SortFunc(c.r.Problems, func(a, b Problem) int {
@@ -106,10 +112,28 @@ type checker struct {
 	needed   map[string][]string // objects' ids by key that they need
 	names    map[string]string   // checkpoints' ids by their objects'
 	segments map[string][]format.Segment
+	parts    map[string]Object // of files that checkpoints rest on
 }
 
-func (c *checker) list(ctx context.Context, prefix string) error {
-	return c.v.list(ctx, prefix, func(o bucket.Object) { c.sizes[o.Key] = o.Size })
+// forgive takes back what was found of checkpoints that were deleted meanwhile.
+func (c *checker) forgive(ctx context.Context, log *refs.Log) error {
+	gone := map[string]bool{}
+	for _, p := range c.r.Problems {
+		if _, ok := gone[p.Object]; ok || p.Object == "" {
+			continue
+		}
+		o, err := log.Get(ctx, p.Object)
+		switch {
+		case err == nil:
+			gone[p.Object] = o.State != refs.Committed
+		case errors.Is(err, bucket.ErrNotExist):
+			gone[p.Object] = true
+		case !errors.Is(err, refs.ErrDamaged) && !errors.Is(err, refs.ErrNewer):
+			return fmt.Errorf("store: %w", err)
+		}
+	}
+	c.r.Problems = slices.DeleteFunc(c.r.Problems, func(p Problem) bool { return gone[p.Object] })
+	return nil
 }
 
 func (c *checker) problem(p Problem) {
@@ -145,9 +169,6 @@ func (c *checker) checkpoint(ctx context.Context, o *refs.Object) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.names == nil {
-		c.names, c.segments = map[string]string{}, map[string][]format.Segment{}
-	}
 	c.names[o.ID] = m.Checkpoint
 	for _, k := range append(slices.Clone(im.table.Packs), m.objects()...) {
 		if k != m.Hot {
@@ -163,7 +184,7 @@ func (c *checker) checkpoint(ctx context.Context, o *refs.Object) {
 	}
 	for _, b := range []*Blob{m.Engine, m.Image} {
 		for i := 0; b != nil && i < len(b.Parts); i++ {
-			c.segments[b.Parts[i].Key] = nil
+			c.parts[b.Parts[i].Key] = b.Parts[i]
 		}
 	}
 }
@@ -222,7 +243,19 @@ func (c *checker) pack(ctx context.Context, key string, readData bool) (harmless
 	if end > size {
 		return false, fmt.Errorf("%s has %d bytes instead of at least %d (%w)", key, size, end, io.ErrUnexpectedEOF)
 	}
+	if part, ok := c.parts[key]; ok && size != part.Size {
+		return false, fmt.Errorf("%s has %d bytes instead of %d (%w)", key, size, part.Size, io.ErrUnexpectedEOF)
+	}
 	if readData {
+		if part, ok := c.parts[key]; ok {
+			b := make([]byte, part.Size)
+			if err := c.v.b.ReadAt(ctx, key, b, 0); err != nil {
+				return false, fmt.Errorf("%s: %w", key, err)
+			}
+			if hexSum(b) != part.Blake3 {
+				return false, fmt.Errorf("%s %w", key, errSum)
+			}
+		}
 		for _, s := range segments {
 			b := make([]byte, s.Size)
 			if err := c.v.b.ReadAt(ctx, key, b, s.Offset); err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -119,7 +120,11 @@ func (s *Store) Close() {
 
 // Location names a checkpoint of this store for Reach, in another process.
 func (s *Store) Location(id string) string {
-	b, _ := json.Marshal(location{s.cfg, id, s.catalog.name(id)}) // a struct of strings and numbers
+	return mustLocation(s.cfg, id, s.catalog.name(id))
+}
+
+func mustLocation(cfg Config, id, name string) string {
+	b, _ := json.Marshal(location{Store: cfg, Object: id, Name: name}) // a struct of strings and numbers
 	return string(b)
 }
 
@@ -127,17 +132,27 @@ type location struct {
 	Store  Config `json:"store"`
 	Object string `json:"object"`
 	Name   string `json:"name"` // the id that users see
+
+	Captured *captured `json:"captured,omitempty"` // it is not stored yet; Object is its base then
 }
 
 // Reach opens a checkpoint by its Location, claiming it, or by its directory if
-// it is of the first format.
-func Reach(ctx context.Context, where string) (Checkpoint, error) {
+// it is of the first format. files are those that Captured gave with it; they
+// are the checkpoint's to close.
+func Reach(ctx context.Context, where string, files []*os.File) (Checkpoint, error) {
 	if filepath.IsAbs(where) {
 		return OpenLegacy(where)
 	}
 	var l location
 	if err := json.Unmarshal([]byte(where), &l); err != nil {
 		return nil, fmt.Errorf("store: not a location of a checkpoint: %w", err)
+	}
+	if l.Captured != nil {
+		h, err := reachCaptured(ctx, l, files)
+		if err != nil {
+			return nil, err
+		}
+		return h, nil
 	}
 	v, err := openVault(ctx, l.Store)
 	if err != nil {

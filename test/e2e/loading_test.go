@@ -3,6 +3,9 @@
 package e2e
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -107,6 +110,7 @@ func TestLoadGoesOnWithoutTheServer(t *testing.T) {
 	}
 	must(t, s.Up(t.Context()))
 	clones[0].countOn(5)
+	object := checkpointObject(t, s, cp)
 	oc(t, s, "checkpoint", "delete", b.id, cp)
 	if s.Loading() == 0 {
 		t.Error("the spawns are loaded already: this does not test a deletion while they load")
@@ -125,7 +129,8 @@ func TestLoadGoesOnWithoutTheServer(t *testing.T) {
 		x.restore(next)
 		x.countOn(5)
 	}
-	if dirs, err := filepath.Glob(filepath.Join(s.Data, "checkpoints", cp+"*")); err != nil || len(dirs) > 0 {
-		t.Errorf("of the deleted checkpoint there is still %v (%v)", dirs, err)
-	}
+	await(t, "the deleted checkpoint's object is gone", func() bool {
+		_, err := os.Stat(object)
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }

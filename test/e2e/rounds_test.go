@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,12 +51,14 @@ func TestListeningServerAnswersInEveryClone(t *testing.T) {
 	if n := len(engines(s)); n > 1+pool {
 		t.Errorf("%d engines run for one sandbox", n)
 	}
-	left, err := filepath.Glob(filepath.Join(s.Data, "checkpoints", "cp-*"))
-	must(t, err)
-	staged, err := os.ReadDir(filepath.Join(s.Data, "checkpoints", ".staging"))
-	must(t, err)
-	if len(left)+len(staged) > 0 {
-		t.Errorf("of the deleted checkpoints there is still %v, %v", left, staged)
+	var left []string
+	await(t, "the deleted checkpoints' data are gone", func() bool {
+		var err error
+		left, err = filepath.Glob(filepath.Join(s.Data, "store", "packs", "*", "*"))
+		return err == nil && len(left) == 0
+	})
+	if len(left) > 0 {
+		t.Errorf("of the deleted checkpoints there is still %v", left)
 	}
 	if list := asJSON[[]client.Sandbox](t, s, "ls"); len(list) != 1 {
 		t.Errorf("%d sandboxes are listed, not 1", len(list))

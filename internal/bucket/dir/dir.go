@@ -335,6 +335,7 @@ func (b *Bucket) Delete(ctx context.Context, key string) error {
 	if err == nil {
 		err = b.disk.Remove(path)
 		unlock()
+		b.files.forget(key)
 	}
 	if err != nil && !missing(err) {
 		return fmt.Errorf("bucket: deleting %s: %w", key, err)

@@ -74,12 +74,26 @@ func (o *openFiles) add(key string, f *os.File) {
 	if o.byKey == nil {
 		o.byKey = map[string]*list.Element{}
 	}
+	for _, e := range o.byKey { // what others have deleted takes space until it is closed
+		if replaced(e.Value.(openFile).file) {
+			o.remove(e)
+		}
+	}
 	if e := o.byKey[key]; e != nil {
 		o.remove(e)
 	} else if len(o.byKey) >= maxOpen {
 		o.remove(o.order.Back())
 	}
 	o.byKey[key] = o.order.PushFront(openFile{key, f})
+}
+
+// forget closes the object of a key that is gone.
+func (o *openFiles) forget(key string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if e := o.byKey[key]; e != nil {
+		o.remove(e)
+	}
 }
 
 // drop closes a file and keeps it no longer.

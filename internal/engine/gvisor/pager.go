@@ -8,11 +8,14 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
+	"github.com/opencomputer/oc/internal/fault"
 )
 
 // features remembers what the helpers of other builds can do, by build. A kept
@@ -56,6 +59,23 @@ func (d *Driver) linked(ctx context.Context, build string) (bool, error) {
 	return slices.Contains(can, wire.FeatureLinked), nil
 }
 
+// reader gives the build that restores a checkpoint which a build wrote: another
+// one than that where it knows neither the store's present format nor a pager.
+func (d *Driver) reader(ctx context.Context, build string, src engine.Source) (string, error) {
+	if build == d.build || filepath.IsAbs(src.Location) { // a directory is of the first format, which all know
+		return build, nil
+	}
+	linked, err := d.linked(ctx, build)
+	if err != nil || linked {
+		return build, err
+	}
+	if src.Engine != d.need.Engine {
+		return "", fault.New(fault.Invalid, "the oc build %.12s, which wrote the checkpoint, cannot read the store", build).
+			WithHint("checkpoints of that build are used in the first format; do not convert them")
+	}
+	return d.build, nil
+}
+
 // pageSource is a pager of our own build beside a helper of another.
 type pageSource struct {
 	*helperProc
@@ -64,20 +84,20 @@ type pageSource struct {
 
 // startPager starts a pager of an image. It ends by itself when end, the
 // connection's other one, is closed everywhere.
-func (d *Driver) startPager(image string) (p *pageSource, end *os.File, err error) {
+func (d *Driver) startPager(src engine.Source) (p *pageSource, end *os.File, err error) {
 	ours, end, err := socketPair()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer ours.Close() // it has it by then
 	// Not bound to a context: like the helper it outlives this server.
-	h, err := d.helpers.get(d.build, wire.VerbPager, ours)
+	h, err := d.helpers.get(d.build, wire.VerbPager, append([]*os.File{ours}, src.Files...)...)
 	if err != nil {
 		return nil, nil, errors.Join(err, end.Close())
 	}
 	p = &pageSource{helperProc: h, ended: make(chan struct{})}
 	go d.follow(p)
-	err = errors.Join(h.send(wire.Request{Version: wire.Version, Verb: wire.VerbPager, Image: image}), h.stdin.Close())
+	err = errors.Join(h.send(wire.Request{Version: wire.Version, Verb: wire.VerbPager, Image: src.Location, Files: len(src.Files)}), h.stdin.Close())
 	if err != nil {
 		p.unwanted()
 		return nil, nil, errors.Join(err, end.Close())

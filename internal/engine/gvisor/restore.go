@@ -28,7 +28,10 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err != nil {
 		return nil, err
 	}
-	r, err := d.startRestoring(ctx, build, src.Location, len(targets)) // beside the preparations
+	if build, err = d.reader(ctx, build, src); err != nil {
+		return nil, err
+	}
+	r, err := d.startRestoring(ctx, build, src, len(targets)) // beside the preparations
 	if err != nil {
 		return nil, err
 	}
@@ -113,14 +116,14 @@ const (
 
 // startRestoring starts the helper, which waits for begin, and the pager where
 // there is one.
-func (d *Driver) startRestoring(ctx context.Context, build, image string, targets int) (*restoring, error) {
-	from := wire.Request{Image: image}
-	var files []*os.File
+func (d *Driver) startRestoring(ctx context.Context, build string, src engine.Source, targets int) (*restoring, error) {
+	from := wire.Request{Image: src.Location, Files: len(src.Files)}
+	files := src.Files
 	var pages *pageSource
 	linked, err := d.linked(ctx, build)
 	if err == nil && linked {
 		var end *os.File
-		if pages, end, err = d.startPager(image); err == nil {
+		if pages, end, err = d.startPager(src); err == nil {
 			defer end.Close() // the helper has it by then
 			from, files = wire.Request{Linked: true}, []*os.File{end}
 		}
@@ -147,7 +150,7 @@ func (d *Driver) startRestoring(ctx context.Context, build, image string, target
 // begin has the helper load what the request says into the prepared processes.
 func (r *restoring) begin(req wire.Request) error {
 	req.Version, req.Verb = wire.Version, wire.VerbRestore
-	req.Image, req.Linked = r.from.Image, r.from.Linked
+	req.Image, req.Files, req.Linked = r.from.Image, r.from.Files, r.from.Linked
 	for _, p := range r.procs {
 		req.Targets = append(req.Targets, target(p))
 	}

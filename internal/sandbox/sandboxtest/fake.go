@@ -259,7 +259,7 @@ func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engin
 			}
 		}
 	}()
-	img, err := store.Reach(ctx, src.Location)
+	img, err := store.Reach(ctx, src.Location, nil)
 	if err != nil {
 		return nil, err
 	}

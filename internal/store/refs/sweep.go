@@ -35,6 +35,7 @@ type Report struct {
 	Packs   int   // deleted
 	Bytes   int64 // in them
 	Removed int   // objects removed
+	Pending int   // objects that are to go when nobody reads or writes what they pin any more
 	Unknown int   // found by an audit and left alone: not named as packs are
 }
 
@@ -88,6 +89,7 @@ func (l *Log) Sweep(ctx context.Context, opt Options) (Report, error) {
 			return s.report, fmt.Errorf("refs: sweep: %w", err)
 		}
 	}
+	s.report.Pending = len(s.dead) - s.report.Removed
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cache = s.cache

@@ -5,6 +5,7 @@ package helper
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -28,8 +29,17 @@ func outlive() {
 
 // openImage opens the checkpoint at a location of the store, and claims it for
 // as long as this process reads it.
-func openImage(location string) (store.Checkpoint, error) {
-	return store.Reach(context.Background(), location)
+// Its files, if it has any, are the descriptors from first on.
+func openImage(location string, first, files int) (store.Checkpoint, error) {
+	if files > wire.MaxFiles {
+		return nil, fmt.Errorf("helper: %d files of a checkpoint", files)
+	}
+	var fs []*os.File
+	for fd := first; fd < first+files; fd++ {
+		unix.CloseOnExec(fd)
+		fs = append(fs, os.NewFile(uintptr(fd), "capture"))
+	}
+	return store.Reach(context.Background(), location, fs)
 }
 
 // openSource gives the files that a restore is from: the pager's where the
@@ -42,7 +52,7 @@ func openSource(req wire.Request) (_ pager.Files, done func(), err error) {
 		}
 		return pager.Files{State: c.State(), Meta: c.Meta(), Pages: c.Pages()}, func() { _ = c.Close() }, nil // it ends with us
 	}
-	image, err := openImage(req.Image)
+	image, err := openImage(req.Image, wire.FDCaptured, req.Files)
 	if err != nil {
 		return pager.Files{}, nil, err
 	}
@@ -59,7 +69,7 @@ func linkEnd() *os.File {
 // that knows the store. It ends when the helper does.
 func serveImage(_ *bufio.Reader, _ *events, req wire.Request) error {
 	outlive()
-	image, err := openImage(req.Image)
+	image, err := openImage(req.Image, wire.FDLink+1, req.Files)
 	if err != nil {
 		_ = link.Refuse(linkEnd(), err) // the helper may be gone
 		return err

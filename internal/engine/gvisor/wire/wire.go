@@ -88,7 +88,9 @@ const (
 	FDMark   = 7 // capture: one byte of memory, see MarkPaused; with HoldMS
 	FDBase   = 8 // capture with Base
 	FDLink   = 3 // pager, and restore with Linked
-	MaxFiles = 6 // that any verb takes
+
+	FDCaptured = 3 // restore that is not Linked: the first of Request.Files; of a pager behind FDLink
+	MaxFiles   = 6 // that any verb takes
 
 	FDWatchMark = 3 // watch
 )
@@ -122,8 +124,9 @@ type Request struct {
 	Verb    string        `json:"verb"`
 	Targets []Target      `json:"targets"` // one, but for restore, pager and features
 	Start   bool          `json:"start,omitempty"`
-	Image   string        `json:"image,omitempty"`  // restore, pager: directory of the checkpoint artefact
+	Image   string        `json:"image,omitempty"`  // restore, pager: where the store has the checkpoint
 	Linked  bool          `json:"linked,omitempty"` // restore: a pager has the image, which is not named
+	Files   int           `json:"files,omitempty"`  // restore, pager: descriptors that belong to Image
 	Rate    int64         `json:"rate,omitempty"`   // restore: bulk loading, bytes/s per target
 	Memory  Memory        `json:"memory,omitzero"`  // restore: where it slows down for want of memory
 	HoldMS  int64         `json:"holdMs,omitempty"` // capture: leave the engine paused, for this long at most

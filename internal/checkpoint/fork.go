@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
+)
+
+// Fork is a checkpoint and a spawn in one step. The checkpoint stays, named
+// "fork-…". The new sandboxes are made of the captured memory, and Fork does not
+// wait until that is stored: the checkpoint it gives may be processing. If it
+// fails then, the sandboxes live on.
+func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRequest) (meta.Checkpoint, []meta.Sandbox, error) {
+	if err := req.complete(); err != nil {
+		return meta.Checkpoint{}, nil, err
+	}
+	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
+	if err != nil {
+		return meta.Checkpoint{}, nil, err
+	}
+	if sb.State != meta.SandboxRunning {
+		return meta.Checkpoint{}, nil, fault.New(fault.Invalid, "sandbox must be running to be forked; %s is %s", sb.ID, sb.State)
+	}
+	c := meta.Checkpoint{OrgID: orgID, SandboxID: sandboxID, Name: automaticName("fork"), Kind: kindFull, Automatic: true}
+	if err := s.insert(ctx, &c, sb, 0); err != nil {
+		return meta.Checkpoint{}, nil, err
+	}
+	f := &forking{s: s, c: c, frozen: make(chan *frozen, 1), stored: make(chan struct{})}
+	s.wg.Go(f.make)
+	select {
+	case capt := <-f.frozen:
+		made, err := f.spawn(ctx, capt, req)
+		if err != nil { // nobody asked for the checkpoint alone
+			<-f.stored
+			return c, nil, errors.Join(err, s.Delete(context.WithoutCancel(ctx), orgID, sandboxID, c.ID))
+		}
+		now, err := s.cfg.Meta.CheckpointAnyOrg(context.WithoutCancel(ctx), c.ID)
+		return now, made, err
+	case <-f.stored: // without a capture
+		return c, nil, f.err
+	case <-ctx.Done(): // it goes on, as a checkpoint
+		go f.unwanted()
+		return c, nil, ctx.Err()
+	}
+}
+
+// forking is a Fork in progress: one goroutine captures and stores, another makes
+// sandboxes of the capture.
+type forking struct {
+	s *Service
+	c meta.Checkpoint
+
+	frozen chan *frozen  // one, to be closed by who takes it, or none
+	stored chan struct{} // closed at the end
+	err    error         // of it, by then
+}
+
+// make captures the sandbox, and stores the capture.
+func (f *forking) make() {
+	defer close(f.stored)
+	c := f.c
+	err := f.s.cfg.Sandboxes.Operate(f.s.ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
+		return f.s.captureAnd(ctx, op, &c, func(capt *frozen) {
+			capt.hold()
+			f.frozen <- capt
+		})
+	})
+	if err != nil {
+		f.s.fail(f.s.ctx, &c, err)
+		f.err = explain(err, "the checkpoint of sandbox %s failed", c.SandboxID)
+	}
+}
+
+// unwanted gives back a capture that nobody waits for any more.
+func (f *forking) unwanted() {
+	<-f.stored
+	select {
+	case capt := <-f.frozen:
+		capt.close()
+	default:
+	}
+}
+
+// spawn makes the sandboxes of the capture, or of the stored checkpoint where the
+// capture cannot be handed to a pager.
+func (f *forking) spawn(ctx context.Context, capt *frozen, req SpawnRequest) ([]meta.Sandbox, error) {
+	s := f.s
+	where, files, ok, err := s.cfg.Store.Captured(capt.Capture, capt.base, f.c.ID)
+	if err != nil || !ok {
+		capt.close()
+		<-f.stored
+		if err = errors.Join(err, f.err); err != nil {
+			return nil, err
+		}
+		return s.Spawn(ctx, f.c.OrgID, f.c.ID, req)
+	}
+	defer files[len(files)-1].Close()
+	made, loaded, err := f.spawnOf(ctx, capt, where, files, req)
+	if err != nil {
+		capt.close()
+		return nil, err
+	}
+	go func() { // the pager has its memory until then
+		<-loaded
+		capt.close()
+	}()
+	return made, nil
+}
+
+func (f *forking) spawnOf(ctx context.Context, capt *frozen, where string, files []*os.File, req SpawnRequest) ([]meta.Sandbox, <-chan struct{}, error) {
+	s := f.s
+	img, err := s.cfg.Meta.Image(ctx, capt.gen.ImageHash)
+	if err != nil {
+		return nil, nil, err
+	}
+	path, err := s.cfg.Images.Path(ctx, img.Hash)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := f.c
+	c.CPUs, c.MemoryMB, c.DiskMB = capt.gen.CPUs, capt.gen.MemoryMB, capt.gen.DiskMB
+	return s.spawn(ctx, c, sandbox.Source{
+		Checkpoint: c.ID, Artefact: engine.Source{Location: where, Files: files, Build: capt.proc.Build, Engine: capt.proc.Engine},
+		Image:  sandbox.Image{Template: c.Template, TreeHash: img.TreeHash, Hash: img.Hash, Path: path},
+		Memory: loads(capt.StateSize, capt.Ranges),
+	}, req)
+}
