@@ -3,6 +3,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -262,7 +263,7 @@ func (p *put) pack(ctx context.Context, queue <-chan *job) error {
 		select {
 		case <-j.done:
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), g.Wait())
+			return cmp.Or(g.Wait(), ctx.Err()) // the cause
 		}
 		if j.err != nil {
 			return errors.Join(j.err, g.Wait())

@@ -248,9 +248,8 @@ func TestFullDiskRefusesACheckpointAndLeavesNothing(t *testing.T) {
 	first := b.checkpoint("fits")
 	free := disk.free()
 
-	b.heap(150, 4)
-	sum = b.heapSum()
-	must(t, disk.resize(diskMB-free+100))
+	b.sh("head -c 150000000 /dev/urandom >more")
+	must(t, disk.resize(diskMB-disk.free()+100))
 	refused(t, s, 5, []string{"no space"}, "checkpoint", "create", b.id, "--name", "full")
 	b.countOn(5)
 	must(t, disk.resize(diskMB))

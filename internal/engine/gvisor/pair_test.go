@@ -350,9 +350,9 @@ func BenchmarkSpawn(b *testing.B) {
 	}
 	b.ReportMetric(median(times[ours.Build]), "ours-ms")
 	b.ReportMetric(median(times[other.Build]), "other-ms")
-	b.ReportMetric(median(times[p.src]), "pair-ms")
-	b.ReportMetric(median(times[p.src])/median(times[other.Build]), "ratio")
+	b.ReportMetric(median(times[p.src.Build]), "pair-ms")
+	b.ReportMetric(median(times[p.src.Build])/median(times[other.Build]), "ratio")
 	b.ReportMetric(median(loads[other.Build]), "other-loaded-ms")
-	b.ReportMetric(median(loads[p.src]), "pair-loaded-ms")
+	b.ReportMetric(median(loads[p.src.Build]), "pair-loaded-ms")
 	b.ReportMetric(0, "ns/op")
 }
