@@ -340,15 +340,32 @@ func TestLostWhileLoading(t *testing.T) {
 		gen, err := n.Meta.Generation(t.Context(), made[0].GenerationID)
 		return err == nil && len(gen.Pager) == 0
 	})
-	n.failAt(sandboxtest.Load, errStep)
-	made, err = n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{})
-	if err != nil { // lost before it answered
-		if !errors.Is(err, errStep) {
-			t.Errorf("spawn: %v", err)
+	spawned := make(chan struct{})
+	n.Engine.Hook(func(_ context.Context, step, generation string) error {
+		if step != sandboxtest.Load {
+			return nil
 		}
-		return
+		<-spawned
+		// Its end is seen before the reason is told.
+		p := engine.Process{Generation: generation}
+		if gen, err := n.Meta.Generation(context.Background(), generation); err == nil {
+			p, _ = engine.DecodeProcess(gen.Process) // one that cannot be read does not run
+		}
+		_ = n.Engine.Kill(generation) // never fails
+		if exited, err := n.Engine.Exited(context.Background(), p); err == nil {
+			<-exited
+		}
+		return errStep
+	})
+	made, err = n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{})
+	close(spawned)
+	if err != nil {
+		t.Fatal(err)
 	}
 	sandboxtest.Eventually(t, "it is in error", func() bool { return n.sandbox(t, made[0].ID).State == meta.SandboxError })
+	if reason := n.sandbox(t, made[0].ID).Reason; !strings.Contains(reason, errStep.Error()) {
+		t.Errorf("the reason is %q", reason)
+	}
 }
 
 // Spawns beside a delete are complete or a clean refusal.

@@ -24,6 +24,7 @@ type Run struct {
 	agent   *agentclient.Client
 	changed chan struct{} // closed when it stops being, or is not to become, the sandbox
 	once    sync.Once
+	loss    func() error // why it was lost by its pager, if it was; nil: it has none of this server's
 }
 
 // Agent speaks to the run's agent.
@@ -215,11 +216,22 @@ func (s *Service) watch(b *box, r *Run) {
 	s.wg.Go(func() {
 		select {
 		case <-exited:
-			s.lost(b, r, "its engine process ended unexpectedly")
+			s.lost(b, r, r.cause())
 		case <-r.changed:
 		case <-s.ctx.Done():
 		}
 	})
+}
+
+// cause is why a run's engine ended unexpectedly: who serves its pages ends it
+// with a reason, which may be heard later than the end.
+func (r *Run) cause() string {
+	if r.loss != nil {
+		if err := r.loss(); err != nil {
+			return err.Error()
+		}
+	}
+	return "its engine process ended unexpectedly"
 }
 
 // lost ends a sandbox whose run cannot go on.
