@@ -150,7 +150,7 @@ func testNewerSchema(t *testing.T, d database) {
 	_, err := db.pool.ExecContext(t.Context(), "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, TRUE)")
 	must(t, err)
 	_, err = Open(t.Context(), d.dsn, slog.New(slog.DiscardHandler))
-	expectFault(t, err, fault.Unavailable, "the metadata database has schema version 99; this version of oc knows 1")
+	expectFault(t, err, fault.Unavailable, "the metadata database has schema version 99; this version of oc knows 2")
 }
 
 // TestMain lets the test binary play the server that is killed.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/opencomputer/oc/internal/engine/enginetest"
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 )
@@ -92,6 +94,15 @@ func TestStandby(t *testing.T) {
 	}
 }
 
+func started(t *testing.T, pid int) uint64 {
+	t.Helper()
+	start, err := proc.StartTime(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return start
+}
+
 // A standby that died is passed over.
 func TestDeadStandby(t *testing.T) {
 	t.Parallel()
@@ -100,15 +111,15 @@ func TestDeadStandby(t *testing.T) {
 	defer d.Close()
 	enginetest.Eventually(t, "the helpers wait", func() bool { return count(helpersOf(dir), "standby") == standbys })
 	for pid := range helpersOf(dir) {
-		p, err := os.FindProcess(pid)
+		ended, err := proc.Exited(t.Context(), pid, started(t, pid)) // a dying one still takes requests
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.Kill(); err != nil {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		<-ended
 	}
-	enginetest.Eventually(t, "they are dead", func() bool { return len(helpersOf(dir)) == 0 })
 	spec := enginetest.Spec(t, enginetest.Shape())
 	h, guest := enginetest.Pair(t)
 	p, err := d.Start(t.Context(), spec, guest)
