@@ -60,6 +60,9 @@ func (s *Store) Put(ctx context.Context, req PutRequest) (id string, _ *Manifest
 		req.Capture, req.Base = &whole, nil
 		return s.Put(ctx, req)
 	}
+	if errors.Is(err, refs.ErrUnknown) { // it failed for whoever asked, so it must not be there
+		s.wg.Go(func() { s.undo(p.w.ID()) })
+	}
 	if err != nil {
 		return "", nil, errors.Join(noSpace(err, req.Manifest.Checkpoint), p.w.Abort(context.WithoutCancel(ctx)))
 	}

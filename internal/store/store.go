@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -300,6 +301,23 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	}
 	s.forget(id)
 	return nil
+}
+
+// undoEvery is how often undo tries.
+const undoEvery = 10 * time.Second
+
+// undo deletes an object of which it is not known whether it was committed, as
+// soon as the bucket answers.
+func (s *Store) undo(id string) {
+	tick := time.NewTicker(undoEvery)
+	defer tick.Stop()
+	for s.refs.Delete(s.ctx, id) != nil {
+		select {
+		case <-tick.C:
+		case <-s.ctx.Done(): // the next server compares the store with its rows
+			return
+		}
+	}
 }
 
 // Sweep frees what no checkpoint needs, and nobody reads or writes.
