@@ -22,18 +22,19 @@ const firstFormat = "313a5db"
 func TestCheckpointsOfTheFirstFormat(t *testing.T) {
 	t.Parallel()
 	for name, stamp := range map[string]string{"its own stamp": "", "another stamp": "oc-engine-first"} {
+		first := filepath.Join(t.TempDir(), "oc")
+		must(t, harness.BuildCommit(t.Context(), t.TempDir(), firstFormat, first, stamp))
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testFirstFormat(t, stamp)
+			testFirstFormat(t, first)
 		})
 	}
 }
 
-func testFirstFormat(t *testing.T, stamp string) {
+// testFirstFormat is the test with the oc of that commit.
+func testFirstFormat(t *testing.T, first string) {
 	current, err := harness.Binary()
 	must(t, err)
-	first := filepath.Join(t.TempDir(), "oc")
-	must(t, harness.BuildCommit(t.Context(), t.TempDir(), firstFormat, first, stamp))
 	s, err := harness.New("", harness.Settings{"load-rate": slowLoad})
 	must(t, err)
 	s.Use(first)
@@ -68,15 +69,18 @@ func testFirstFormat(t *testing.T, stamp string) {
 			t.Errorf("the heap is %s, not %s", got, sum)
 		}
 	}
-	// usable restores a checkpoint and spawns it, and ends the spawn.
+	spawns := func(cp string) {
+		t.Helper()
+		clone := spawn(t, s, cp)
+		goesOn(clone)
+		oc(t, s, "kill", clone.id)
+	}
 	usable := func(cp string) {
 		t.Helper()
 		oc(t, s, "checkpoint", "verify", cp)
 		b.restore(cp)
 		goesOn(b)
-		clone := spawn(t, s, cp)
-		goesOn(clone)
-		oc(t, s, "kill", clone.id)
+		spawns(cp)
 	}
 	goesOn(b)
 
@@ -92,9 +96,7 @@ func testFirstFormat(t *testing.T, stamp string) {
 
 	file := filepath.Join(s.Root, "exported")
 	oc(t, s, "checkpoint", "export", cp, file)
-	imported := spawn(t, s, asJSON[client.Checkpoint](t, s, "checkpoint", "import", file).ID)
-	goesOn(imported)
-	oc(t, s, "kill", imported.id)
+	spawns(asJSON[client.Checkpoint](t, s, "checkpoint", "import", file).ID)
 
 	must(t, exists(dir))
 	if c := asJSON[client.Checkpoint](t, s, "checkpoint", "convert", cp); c.AddedBytes <= 0 || c.Status != client.CheckpointReady {
@@ -103,7 +105,6 @@ func testFirstFormat(t *testing.T, stamp string) {
 	if err := exists(dir); err == nil {
 		t.Error("the directory of a converted checkpoint is there")
 	}
-	usable(cp)
 	restart(t, s)
 	usable(cp)
 	oc(t, s, "store", "check")
@@ -112,7 +113,7 @@ func testFirstFormat(t *testing.T, stamp string) {
 	must(t, err)
 	fork := adopt(t, s, forks.Sandboxes[0].ID)
 	goesOn(fork)
-	usable(fork.checkpoint("of a fork"))
+	spawns(fork.checkpoint("of a fork"))
 	left, err := filepath.Glob(filepath.Join(s.Data, "uploads", "*"))
 	must(t, err)
 	if len(left) > 0 {
