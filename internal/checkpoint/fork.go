@@ -92,7 +92,7 @@ func (f *forking) unwanted() {
 // capture cannot be handed to a pager.
 func (f *forking) spawn(ctx context.Context, capt *frozen, req SpawnRequest) ([]meta.Sandbox, error) {
 	s := f.s
-	where, files, ok, err := s.cfg.Store.Captured(capt.Capture, capt.base, f.c.ID)
+	where, files, ok, err := f.handOver(ctx, capt)
 	if err != nil || !ok {
 		capt.close()
 		<-f.stored
@@ -112,6 +112,15 @@ func (f *forking) spawn(ctx context.Context, capt *frozen, req SpawnRequest) ([]
 		capt.close()
 	}()
 	return made, nil
+}
+
+// handOver gives what a pager needs to read the capture; ok is false where it
+// cannot have it.
+func (f *forking) handOver(ctx context.Context, capt *frozen) (where string, files []*os.File, ok bool, err error) {
+	if ok, err = f.s.cfg.Engine.ReadsStore(ctx, capt.proc.Build, capt.proc.Engine); err != nil || !ok {
+		return "", nil, false, err
+	}
+	return f.s.cfg.Store.Captured(capt.Capture, capt.base, f.c.ID)
 }
 
 func (f *forking) spawnOf(ctx context.Context, capt *frozen, where string, files []*os.File, req SpawnRequest) ([]meta.Sandbox, <-chan struct{}, error) {

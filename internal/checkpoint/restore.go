@@ -110,7 +110,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 	if err != nil {
 		return err
 	}
-	img, src, release, err := s.open(ctx, c)
+	img, src, release, err := s.openToRestore(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func (s *Service) Spawn(ctx context.Context, orgID, id string, req SpawnRequest)
 	if err != nil {
 		return nil, err
 	}
-	_, src, release, err := s.open(ctx, c)
+	_, src, release, err := s.openToRestore(ctx, c)
 	if err != nil {
 		return nil, err
 	}

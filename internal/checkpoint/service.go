@@ -35,7 +35,7 @@ type Config struct {
 	Budget    int64             // memory that all captures together may take, in bytes; what is larger alone goes through the disk
 	// DataFree is the number of bytes that the data disk has left.
 	DataFree func() (int64, error)
-	Spool    string // directory for what is imported, while it is
+	Spool    string // directory on the data disk for what is imported or unpacked, while it is; empty at the start
 	Log      *slog.Logger
 }
 

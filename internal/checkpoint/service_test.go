@@ -29,15 +29,17 @@ func TestMain(m *testing.M) { sandboxtest.Main(m) }
 // node is a server on a world: both services and the store.
 type node struct {
 	*sandboxtest.World
-	dir         string
+	dir, spool  string
 	store       *store.Store
 	sandboxes   *sandbox.Service
 	checkpoints *checkpoint.Service
+	free        atomic.Int64 // of the data disk
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{World: sandboxtest.New(t), dir: filepath.Join(t.TempDir(), "checkpoints")}
+	n := &node{World: sandboxtest.New(t), dir: filepath.Join(t.TempDir(), "checkpoints"), spool: t.TempDir()}
+	n.free.Store(1 << 40)
 	n.start(t)
 	t.Cleanup(func() { n.stop() })
 	return n
@@ -50,7 +52,7 @@ func (n *node) start(t *testing.T) {
 	n.sandboxes = sandbox.New(n.Config(t))
 	n.checkpoints = checkpoint.New(checkpoint.Config{
 		Meta: n.Meta, Sandboxes: n.sandboxes, Engine: n.Engine, Images: n.World, Store: n.store, Budget: 1 << 30, Log: n.Log,
-		DataFree: func() (int64, error) { return 1 << 40, nil },
+		DataFree: func() (int64, error) { return n.free.Load(), nil }, Spool: n.spool,
 	})
 	if err := errors.Join(n.checkpoints.Start(t.Context()), n.sandboxes.Start(t.Context())); err != nil {
 		t.Fatal(err)

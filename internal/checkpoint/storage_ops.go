@@ -164,7 +164,7 @@ func (s *Service) Convert(ctx context.Context, orgID, id string) (meta.Checkpoin
 func (s *Service) putAgain(ctx context.Context, c meta.Checkpoint, img store.Checkpoint) (string, *store.Manifest, error) {
 	m := *img.Manifest()
 	m.Org, m.Name = c.OrgID, c.Name
-	req := store.PutRequest{Manifest: m, Capture: captureOf(img)}
+	req := store.PutRequest{Manifest: m, Capture: store.CaptureOf(img)}
 	var ok bool
 	if req.EnginePath, ok = s.cfg.Engine.BuildFile(m.Build); !ok {
 		return "", nil, fault.New(fault.Invalid, "the oc build %.12s, whose engine wrote checkpoint %s, is not on this machine", m.Build, c.ID)

@@ -207,12 +207,3 @@ func received(got *portable.Received) (*engine.Capture, error) {
 	c.PagesSize, errs[2] = size(portable.FilePages)
 	return c, errors.Join(errs[:]...)
 }
-
-// captureOf is an opened checkpoint as if it had just been captured.
-func captureOf(img store.Checkpoint) *engine.Capture {
-	state, mt, pages := img.File(store.FileState), img.File(store.FileMeta), img.File(store.FilePages)
-	return &engine.Capture{
-		State: state, StateSize: state.Size(), Meta: mt, MetaSize: mt.Size(), Pages: pages, PagesSize: pages.Size(),
-		Ranges: img.Ranges(), Close: func() {},
-	}
-}

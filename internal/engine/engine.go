@@ -142,7 +142,7 @@ type Requirements struct {
 
 // Source is a checkpoint's artefact to restore from.
 type Source struct {
-	Location string // what the store calls the place of it
+	Location string // what the store calls the place of it, or the directory of one in the first format
 	// Files are descriptors that belong to the location of a capture that is not
 	// stored yet; the caller closes its copies.
 	Files  []*os.File
@@ -202,6 +202,10 @@ type Driver interface {
 	// AddBuild keeps a build that came from elsewhere; what r gives must have the
 	// hash.
 	AddBuild(build string, r io.Reader) error
+	// ReadsStore tells whether what the build wrote, with that engine, can be
+	// restored from the store, or from a capture that is not stored yet. Where it
+	// cannot, Restore wants the directory of a checkpoint in the first format.
+	ReadsStore(ctx context.Context, build, engine string) (bool, error)
 	// Prepare makes the engine process of a generation, in which nothing runs
 	// yet: it waits for Restore.
 	Prepare(ctx context.Context, spec Spec, stdin *os.File) (Process, error)

@@ -101,6 +101,7 @@ var plainWriters = map[string]string{
 	"internal/engine/gvisor/shape/shape.go":    "the bundle of a generation is worth nothing once its engine is gone",
 	"internal/keeper/process.go":               "a value in /proc",
 	"internal/sandbox/sandboxtest/":            "files of tests",
+	"internal/store/v1/write.go":               "a copy of what is stored, for the engine helper that opens it at once",
 	"internal/template/debian.go":              "scratch beside a tree that is being made",
 	"internal/template/farm.go":                "scratch from which an image is made; the image is what has to last",
 }

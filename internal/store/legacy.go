@@ -59,3 +59,24 @@ func (l *legacy) Verify(ctx context.Context, progress func(done, total int64)) e
 	}
 	return nil
 }
+
+// Unpack writes a checkpoint in the first format to a directory, which is new and
+// named by the checkpoint's id, for a build that knows no other. Every byte is
+// verified on the way. It is not durable. After an error nothing of it remains.
+func Unpack(ctx context.Context, img Checkpoint, dir string) error {
+	m := img.Manifest()
+	return v1.Write(ctx, dir, v1.Manifest{
+		Checkpoint: m.Checkpoint, Sandbox: m.Sandbox, Parent: m.Parent, CreatedAt: m.CreatedAt, Requirements: m.Requirements,
+		Build: m.Build, ImageHash: m.ImageHash, TreeHash: m.TreeHash, Agent: m.Agent, Shape: m.Shape,
+	}, CaptureOf(img))
+}
+
+// CaptureOf is an opened checkpoint as if it had just been captured. Closing it
+// does nothing.
+func CaptureOf(img Checkpoint) *engine.Capture {
+	state, meta, pages := img.File(FileState), img.File(FileMeta), img.File(FilePages)
+	return &engine.Capture{
+		State: state, StateSize: state.Size(), Meta: meta, MetaSize: meta.Size(), Pages: pages, PagesSize: pages.Size(),
+		Ranges: img.Ranges(), Close: func() {},
+	}
+}

@@ -8,14 +8,12 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
-	"github.com/opencomputer/oc/internal/fault"
 )
 
 // features remembers what the helpers of other builds can do, by build. A kept
@@ -59,21 +57,28 @@ func (d *Driver) linked(ctx context.Context, build string) (bool, error) {
 	return slices.Contains(can, wire.FeatureLinked), nil
 }
 
-// reader gives the build that restores a checkpoint which a build wrote: another
+// reader gives the build that restores from the store what a build wrote: another
 // one than that where it knows neither the store's present format nor a pager.
-func (d *Driver) reader(ctx context.Context, build string, src engine.Source) (string, error) {
-	if build == d.build || filepath.IsAbs(src.Location) { // a directory is of the first format, which all know
-		return build, nil
+// ok is false where there is none.
+func (d *Driver) reader(ctx context.Context, build, stamp string) (_ string, ok bool, err error) {
+	if build == d.build {
+		return build, true, nil
 	}
 	linked, err := d.linked(ctx, build)
 	if err != nil || linked {
-		return build, err
+		return build, linked, err
 	}
-	if src.Engine != d.need.Engine {
-		return "", fault.New(fault.Invalid, "the oc build %.12s, which wrote the checkpoint, cannot read the store", build).
-			WithHint("checkpoints of that build are used in the first format; do not convert them")
+	return d.build, stamp == d.need.Engine, nil
+}
+
+// ReadsStore implements engine.Driver.
+func (d *Driver) ReadsStore(ctx context.Context, build, stamp string) (bool, error) {
+	build, err := d.buildFor(build, stamp)
+	if err != nil {
+		return false, err
 	}
-	return d.build, nil
+	_, ok, err := d.reader(ctx, build, stamp)
+	return ok, err
 }
 
 // pageSource is a pager of our own build beside a helper of another.

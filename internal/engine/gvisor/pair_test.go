@@ -299,6 +299,11 @@ func TestRestoreByAFirstBuild(t *testing.T) {
 		intact(t, adopt(), p.count)
 		awaitLoaded(t, r)
 	}
+	for stamp, want := range map[string]bool{p.Requirements().Engine: true, "gvisor of another stamp": false} { // ours reads for it, or nobody
+		if ok, err := p.ReadsStore(t.Context(), p.src.Build, stamp); err != nil || ok != want {
+			t.Errorf("what it wrote as %q can be read from the store: %v, %v", stamp, ok, err)
+		}
+	}
 	if asked, err := os.ReadFile(filepath.Join(dir, "asked")); err != nil || string(asked) != "asked\n" {
 		t.Errorf("it was asked %q, %v", asked, err)
 	}

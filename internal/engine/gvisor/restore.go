@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 
@@ -28,8 +29,14 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err != nil {
 		return nil, err
 	}
-	if build, err = d.reader(ctx, build, src); err != nil {
-		return nil, err
+	if !filepath.IsAbs(src.Location) { // a directory is of the first format, which all know
+		writer, ok := build, false
+		if build, ok, err = d.reader(ctx, writer, src.Engine); err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, fmt.Errorf("engine: the oc build %.12s cannot read the store", writer)
+		}
 	}
 	r, err := d.startRestoring(ctx, build, src, len(targets)) // beside the preparations
 	if err != nil {

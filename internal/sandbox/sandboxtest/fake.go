@@ -86,6 +86,9 @@ const (
 
 // Engine implements engine.Driver with host processes.
 type Engine struct {
+	// Early has it be of a build that does not know the store.
+	Early bool
+
 	dir string
 
 	mu   sync.Mutex
@@ -110,6 +113,9 @@ func (e *Engine) BuildFile(string) (string, bool) { return "", false }
 
 // AddBuild implements engine.Driver.
 func (e *Engine) AddBuild(string, io.Reader) error { return errors.ErrUnsupported }
+
+// ReadsStore implements engine.Driver.
+func (e *Engine) ReadsStore(context.Context, string, string) (bool, error) { return !e.Early, nil }
 
 // Hook is asked at each step from now on: it may wait, and its error fails the
 // step. nil takes it away.
@@ -259,6 +265,9 @@ func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engin
 			}
 		}
 	}()
+	if e.Early && !filepath.IsAbs(src.Location) {
+		return nil, errors.New("not a directory")
+	}
 	img, err := store.Reach(ctx, src.Location, nil)
 	if err != nil {
 		return nil, err

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package store keeps checkpoints: it makes a capture durable, and gives it
-// back verified.
+// Package store reads the checkpoints of the first format (docs/format.md): each
+// is a directory of whole files. Checkpoints are kept in the page store now; those
+// that an earlier release left here are read, listed and deleted.
 //
-// This is the first format: each checkpoint is a directory of whole files
-// (docs/format.md), already with the stable identity of every page, so that a
-// page store can take its place behind the same face.
+// Write is left for one purpose: the engines of the releases that wrote this
+// format know no other, so what they are to restore from the page store is
+// unpacked for them.
 //
 // Invariants:
-//   - A checkpoint is visible in the store only when it is complete and on
-//     disk: it is written in a staging directory, its manifest last, and moved
-//     into place by one rename; everything is fsynced on the way.
-//   - No byte leaves the store unverified: each 64 KiB block has a BLAKE3 hash,
+//   - A checkpoint is visible in a Dir only when it is complete: nothing is
+//     written there, and a deletion begins with one rename.
+//   - No byte leaves the package unverified: each 64 KiB block has a BLAKE3 hash,
 //     checked when it is first read, and a CRC-32C, checked whenever it is read
 //     again; the tables have hashes in the manifest, the manifest one of its own.
 //   - A damaged checkpoint is an error that names it (Damaged), never data.

@@ -60,11 +60,11 @@ func FuzzDecodeSums(f *testing.F) {
 }
 
 func FuzzDecodeRanges(f *testing.F) {
-	f.Add(EncodeRanges([]engine.PageRange{{Source: 1, Offset: 4096, Length: 8192}, {Source: 0, Offset: 0, Length: 4096}}), int64(12288))
+	f.Add(encodeRanges([]engine.PageRange{{Source: 1, Offset: 4096, Length: 8192}, {Source: 0, Offset: 0, Length: 4096}}), int64(12288))
 	f.Add([]byte(rangesMagic), int64(0))
-	f.Add(EncodeRanges([]engine.PageRange{{Length: 1 << 63}, {Length: 1 << 63}}), int64(0))
+	f.Add(encodeRanges([]engine.PageRange{{Length: 1 << 63}, {Length: 1 << 63}}), int64(0))
 	f.Fuzz(func(t *testing.T, in []byte, size int64) {
-		rs, err := DecodeRanges(in, size)
+		rs, err := decodeRanges(in, size)
 		if err != nil {
 			return
 		}
@@ -72,7 +72,7 @@ func FuzzDecodeRanges(f *testing.F) {
 		for _, r := range rs {
 			total += int64(r.Length)
 		}
-		if total != size || !bytes.Equal(EncodeRanges(rs), in) || slices.ContainsFunc(rs, func(r engine.PageRange) bool { return r.Length == 0 }) {
+		if total != size || !bytes.Equal(encodeRanges(rs), in) || slices.ContainsFunc(rs, func(r engine.PageRange) bool { return r.Length == 0 }) {
 			t.Errorf("accepted ranges of %d bytes for %d", total, size)
 		}
 	})

@@ -87,7 +87,7 @@ func OpenImage(dir string) (_ *Image, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if im.ranges, err = DecodeRanges(rangesRaw, im.files[FilePages].Size()); err != nil {
+	if im.ranges, err = decodeRanges(rangesRaw, im.files[FilePages].Size()); err != nil {
 		return nil, Damaged(id, "%v", err)
 	}
 	return im, nil

@@ -9,12 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -90,13 +93,13 @@ func openStoreIn(t testing.TB, dir string) *Dir {
 	return d
 }
 
+// put writes a checkpoint, as the builds that wrote this format did.
 func put(t testing.TB, d *Dir, id string, c testCapture) *Manifest {
 	t.Helper()
-	m, err := d.Put(t.Context(), testManifest(id), c.capture(), nil)
-	if err != nil {
-		t.Fatalf("Put: %v", err)
+	if err := Write(t.Context(), d.Path(id), testManifest(id), c.capture()); err != nil {
+		t.Fatalf("Write: %v", err)
 	}
-	return m
+	return open(t, d, id).Manifest()
 }
 
 func open(t testing.TB, d *Dir, id string) *Image {
@@ -107,6 +110,21 @@ func open(t testing.TB, d *Dir, id string) *Image {
 	}
 	t.Cleanup(im.Close)
 	return im
+}
+
+// smallDisk mounts a file system of the size, in bytes.
+func smallDisk(t testing.TB, size int) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Fatalf("mounting a small disk (run the tests as root): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // staged lists what is in the staging directory.
@@ -131,23 +149,11 @@ func TestRoundTrip(t *testing.T) {
 	for i, size := range sizes {
 		id := fmt.Sprintf("cp-%08x", i)
 		c := newCapture(rng, size, sizes[rng.IntN(len(sizes))], sizes[(i+4)%len(sizes)])
-		var last int64
-		m, err := d.Put(t.Context(), testManifest(id), c.capture(), func(done, total int64) {
-			if done <= last || done > total {
-				t.Errorf("progress %d of %d after %d", done, total, last)
-			}
-			last = done
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if want := int64(len(c.state) + len(c.meta) + len(c.pages)); m.LogicalSize() != want || last != want {
-			t.Errorf("size %d, progress up to %d, want %d", m.LogicalSize(), last, want)
+		m := put(t, d, id, c)
+		if want := int64(len(c.state) + len(c.meta) + len(c.pages)); m.LogicalSize() != want {
+			t.Errorf("size %d, want %d", m.LogicalSize(), want)
 		}
 		checkStored(t, d, id, m, c, rng)
-	}
-	if left := staged(t, d); len(left) > 0 {
-		t.Errorf("left in staging: %v", left)
 	}
 }
 
@@ -254,8 +260,8 @@ func TestIDsAreNotPaths(t *testing.T) {
 		if err := d.Delete(id); err == nil {
 			t.Errorf("Delete(%q) succeeded", id)
 		}
-		if _, err := d.Put(t.Context(), testManifest(id), c.capture(), nil); err == nil {
-			t.Errorf("Put(%q) succeeded", id)
+		if err := Write(t.Context(), d.Path(id), testManifest(id), c.capture()); err == nil {
+			t.Errorf("Write to %q succeeded", id)
 		}
 	}
 	if ids, err := d.List(); err != nil || len(ids) > 0 {
@@ -280,14 +286,14 @@ func TestDeleteWhileOpen(t *testing.T) {
 	readSome(t, im.File(FilePages), c.pages, rng)
 }
 
-func TestPutTwiceKeepsTheFirst(t *testing.T) {
+func TestWriteTwiceKeepsTheFirst(t *testing.T) {
 	t.Parallel()
 	d := openStore(t)
 	rng := seeded(t)
 	c := newCapture(rng, 1000, 1000, page)
 	m := put(t, d, "cp-1", c)
-	if _, err := d.Put(t.Context(), testManifest("cp-1"), newCapture(rng, 1, 1, 0).capture(), nil); !fault.Is(err, fault.Conflict) {
-		t.Errorf("second Put: %v", err)
+	if err := Write(t.Context(), d.Path("cp-1"), testManifest("cp-1"), newCapture(rng, 1, 1, 0).capture()); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("second Write: %v", err)
 	}
 	checkStored(t, d, "cp-1", m, c, rng)
 }
@@ -306,20 +312,52 @@ func (c cut) ReadAt(p []byte, off int64) (int, error) {
 	return c.ReaderAt.ReadAt(p, off)
 }
 
-func TestFailedPutLeavesNothing(t *testing.T) {
+func TestFailedWriteLeavesNothing(t *testing.T) {
 	t.Parallel()
 	d := openStore(t)
 	c := newCapture(seeded(t), 100, 100, 3*copyChunk)
 	errSource := errors.New("source broke")
 	capt := c.capture()
 	capt.Pages = cut{capt.Pages, copyChunk, errSource}
-	if _, err := d.Put(t.Context(), testManifest("cp-1"), capt, nil); !errors.Is(err, errSource) {
-		t.Errorf("Put of a broken source: %v", err)
+	if err := Write(t.Context(), d.Path("cp-1"), testManifest("cp-1"), capt); !errors.Is(err, errSource) {
+		t.Errorf("Write of a broken source: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if _, err := d.Put(ctx, testManifest("cp-2"), c.capture(), func(int64, int64) { cancel() }); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled Put: %v", err)
+	cancel()
+	if err := Write(ctx, d.Path("cp-2"), testManifest("cp-2"), c.capture()); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Write: %v", err)
 	}
+	if ids, err := d.List(); err != nil || len(ids) > 0 {
+		t.Errorf("List: %v, %v", ids, err)
+	}
+}
+
+func TestNoSpace(t *testing.T) {
+	t.Parallel()
+	const room = 2 << 20
+	d := openStoreIn(t, smallDisk(t, room))
+	rng := seeded(t)
+	for _, pages := range []int{room + page, room - page, 10 * room} {
+		err := Write(t.Context(), d.Path("cp-big"), testManifest("cp-big"), newCapture(rng, 100, 100, pages).capture())
+		if f := fault.As(err); err == nil || f.Kind != fault.Unavailable || f.Hint == "" {
+			t.Errorf("Write of %d bytes on a disk of %d: %v", pages, room, err)
+		}
+	}
+	c := newCapture(rng, 100, 100, room/2) // there is room: nothing is left of the others
+	checkStored(t, d, "cp-fits", put(t, d, "cp-fits", c), c, rng)
+}
+
+// What a deletion, or a build that wrote here, left half done goes with the next
+// start.
+func TestOpenDirRemovesWhatIsStaged(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := openStoreIn(t, dir)
+	put(t, d, "cp-1", newCapture(seeded(t), 10, 10, page))
+	if err := errors.Join(os.Rename(d.Path("cp-1"), d.staging("deleted-cp-1")), os.Mkdir(d.staging("cp-2"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	d = openStoreIn(t, dir)
 	if ids, err := d.List(); err != nil || len(ids) > 0 {
 		t.Errorf("List: %v, %v", ids, err)
 	}

@@ -78,8 +78,8 @@ func decodeSums(b []byte, sizes []int64) ([][]blockSum, error) {
 	return out, nil
 }
 
-// EncodeRanges lays out page identities.
-func EncodeRanges(rs []engine.PageRange) []byte {
+// encodeRanges lays out page identities.
+func encodeRanges(rs []engine.PageRange) []byte {
 	b := []byte(rangesMagic)
 	for _, r := range rs {
 		b = binary.LittleEndian.AppendUint32(b, r.Source)
@@ -89,8 +89,8 @@ func EncodeRanges(rs []engine.PageRange) []byte {
 	return b
 }
 
-// DecodeRanges reads page identities that cover a pages file of the size.
-func DecodeRanges(b []byte, size int64) ([]engine.PageRange, error) {
+// decodeRanges reads page identities that cover a pages file of the size.
+func decodeRanges(b []byte, size int64) ([]engine.PageRange, error) {
 	if len(b) < len(rangesMagic) || string(b[:len(rangesMagic)]) != rangesMagic {
 		return nil, errors.New("not a table of page identities")
 	}
