@@ -53,7 +53,7 @@ func measures() []measure {
 		{"spawn16", "", (*bench).spawnMany},
 		{"memory", "", (*bench).memory},
 		{"spawn100", small.name, (*bench).spawnHundred},
-		{"dedup", idle.name, (*bench).dedup},
+		{dedup, idle.name, (*bench).series},
 	}
 }
 

@@ -82,6 +82,7 @@ func run(ctx context.Context, args []string, out, say io.Writer) (err error) {
 	fmt.Fprintf(out, "(%s at the end, %s later).\n\n", load(), time.Since(began).Round(time.Second))
 	if len(b.rows) > 0 {
 		table(out, b.rows)
+		fmt.Fprintln(out)
 	}
 	if len(b.stored) > 0 {
 		storedTable(out, b.stored)

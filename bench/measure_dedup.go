@@ -18,6 +18,9 @@ import (
 	"github.com/opencomputer/oc/internal/store"
 )
 
+// dedup is the name of the measure, which takes minutes.
+const dedup = "dedup"
+
 // stored is what the checkpoints of a series take, in bytes.
 type stored struct {
 	series series
@@ -27,8 +30,8 @@ type stored struct {
 	restic int64   // all in one restic repository
 }
 
-// dedup makes each series and has the same files stored by others.
-func (b *bench) dedup(ctx context.Context, _ *scene) error {
+// series makes each series and has the same files stored by others.
+func (b *bench) series(ctx context.Context, _ *scene) error {
 	for _, s := range append(allSeries(), noise) {
 		dir := filepath.Join(b.dir, "series")
 		st, err := b.store(ctx, s, dir)

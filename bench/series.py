@@ -22,6 +22,7 @@ import time
 ADDRESS = "\0series"
 LIBRARY = os.path.dirname(os.__file__)
 PAGE = 4096
+HEAP = 70000  # records, about 100 MB
 WORDS = [f"{a}{b}{c}" for a in "bdfglmnprstv" for b in "aeiou" for c in ("n", "r", "st", "l", "")]
 
 
@@ -73,19 +74,20 @@ def copy(to, tree=LIBRARY):
 
 def heap():
     """A python heap that grows and changes."""
-    records = Records(40000)
+    records = Records(HEAP)
     for n in range(1, 100):
         yield
         r = random.Random(n)
         records.grow(r, 1500)
-        records.change(r, 600)
-        records.drop(r, 300)
+        records.change(r, 300)
+        records.drop(r, 100)
 
 
 def packages():
     """Unpacking and editing package trees."""
     r = random.Random(2)
     copy("/work/first")
+    copy("/work/libraries", "/usr/lib/x86_64-linux-gnu")
     yield
     edit(r, "/work/first", 150)
     yield
@@ -108,12 +110,12 @@ def packages():
 
 def forks():
     """One base, diverging forks: every step after the first is a fork's own."""
-    records = Records(40000)
+    records = Records(HEAP)
     copy("/work/tree", os.path.join(LIBRARY, "encodings"))
     n = yield
     r = random.Random(n)
     records.grow(r, 1500)
-    records.change(r, 600)
+    records.change(r, 300)
     edit(r, "/work/tree", 30)
     yield
 
@@ -132,14 +134,14 @@ def pages():
         memory[i * PAGE:(i + 1) * PAGE] = page()
     while True:
         yield
-        for i in r.sample(range(count), count // 50):
+        for i in r.sample(range(count), count // 12):
             memory[i * PAGE:(i + 1) * PAGE] = page()
 
 
 def session():
     """A mixed session: a heap, files, and processes that stay."""
     r = random.Random(5)
-    records = Records(20000)
+    records = Records(HEAP // 2)
     copy("/work/tree", os.path.join(LIBRARY, "asyncio"))
     children = []
     for n in range(1, 100):
