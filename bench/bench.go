@@ -20,6 +20,7 @@ type bench struct {
 	bare   *bare
 	dir    string
 	rows   []row
+	stored []stored  // of series of checkpoints
 	say    io.Writer // progress
 	failed error     // measures that could not be taken, joined
 }
@@ -52,6 +53,7 @@ func measures() []measure {
 		{"spawn16", "", (*bench).spawnMany},
 		{"memory", "", (*bench).memory},
 		{"spawn100", small.name, (*bench).spawnHundred},
+		{dedup, idle.name, (*bench).series},
 	}
 }
 

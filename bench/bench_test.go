@@ -56,6 +56,27 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestStored(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for name, size := range map[string]int{"packs/a/b": 3, "ckpt/a": 4, "engines/x": 100, "images/x": 100} {
+		file := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, make([]byte, size), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := storedBytes(dir); n != 7 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	var out strings.Builder
+	storedTable(&out, []stored{{
+		series: series{what: "a"}, added: []int64{6 << 20, 1 << 20, 3 << 20}, raw: 300 << 20, tar: 40 << 20, restic: 20 << 20,
+	}})
+	if want := "| a | 3 | 300 | 10.0 (6.00 + 2 × 2.00) | 40.0 | 20.0 | 0.25 | 0.50 | 0.333 |\n"; !strings.HasSuffix(out.String(), want) {
+		t.Errorf("no %q in\n%s", want, &out)
+	}
+}
+
 func TestOptions(t *testing.T) {
 	t.Parallel()
 	o, err := parseOptions([]string{"-sizes", "idle,64,300f", "-only", "exec,spawn", "-runs", "2"}, io.Discard)
@@ -68,6 +89,9 @@ func TestOptions(t *testing.T) {
 	}
 	if o, err = parseOptions([]string{"-quick"}, io.Discard); err != nil || o.runs != quickRuns || len(o.workloads) != 2 {
 		t.Errorf("-quick: %+v, %v", o, err)
+	}
+	if o.wants(dedup) || !o.wants("create") {
+		t.Errorf("-quick: takes %v", o.only)
 	}
 	for _, bad := range [][]string{{"-sizes", "x"}, {"-sizes", "-3"}, {"-sizes", ""}, {"-only", "nothing"}, {"-wrong"}} {
 		if len(bad) == 2 && bad[1] == "" {

@@ -10,6 +10,10 @@
 // through the command line where that is what is measured. The benchmark knows
 // nothing internal; each measure is written once, for both (subject).
 //
+// The measure dedup is another comparison: of what series of checkpoints take in
+// our store with what tar and zstd, and restic, make of the same files. Those it
+// reads by package store, which alone knows where the state of a checkpoint is.
+//
 // It runs a server of its own on a temporary directory and leaves nothing
 // behind.
 package main
@@ -76,7 +80,13 @@ func run(ctx context.Context, args []string, out, say io.Writer) (err error) {
 	err = b.run(ctx)
 	fmt.Fprintf(out, "`make bench ARGS=%q`, %d runs, on %s\n", strings.Join(args, " "), opts.runs, before)
 	fmt.Fprintf(out, "(%s at the end, %s later).\n\n", load(), time.Since(began).Round(time.Second))
-	table(out, b.rows)
+	if len(b.rows) > 0 {
+		table(out, b.rows)
+		fmt.Fprintln(out)
+	}
+	if len(b.stored) > 0 {
+		storedTable(out, b.stored)
+	}
 	return err
 }
 

@@ -45,7 +45,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	runs := f.Int("runs", 0, fmt.Sprintf("repetitions of each measure (default %d, with -quick %d)", allRuns, quickRuns))
 	sizes := f.String("sizes", "", fmt.Sprintf("workloads, a `list`: idle, MiB of random memory, or with an f behind it a number of files (default %s, with -quick %s)", allSizes, quickSizes))
 	only := f.String("only", "", "measures to take, a `list` of "+strings.Join(names, ",")+" (default all)")
-	quick := f.Bool("quick", false, "about two minutes: fewer workloads and runs")
+	quick := f.Bool("quick", false, "about two minutes: fewer workloads and runs, and not "+dedup)
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -61,6 +61,8 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 	}
 	if *only != "" {
 		o.only = strings.Split(*only, ",")
+	} else if *quick {
+		o.only = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == dedup })
 	}
 	for _, name := range o.only {
 		if !slices.Contains(names, name) {

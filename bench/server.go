@@ -86,6 +86,7 @@ func (s *server) restart(ctx context.Context, flags ...string) error {
 }
 
 func (s *server) data() string    { return filepath.Join(s.dir, "data") }
+func (s *server) store() string   { return filepath.Join(s.data(), "store") }
 func (s *server) home() string    { return filepath.Join(s.dir, "home") }
 func (s *server) logFile() string { return filepath.Join(s.dir, "server.log") }
 
