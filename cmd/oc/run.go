@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencomputer/oc/internal/buildinfo"
 	"github.com/opencomputer/oc/internal/cli"
+	"github.com/opencomputer/oc/internal/store/seal"
 )
 
 // run is the command line: the client's commands, and those of this node.
@@ -21,7 +22,7 @@ func run(args []string) int {
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	m := cli.New(serveCommand(), upCommand(), downCommand(), statusCommand(), keyCommand(), installServiceCommand(), keeperCommand())
 	m.Version = buildinfo.Version()
-	m.NewKey = newStoreKey
+	m.NewKey = seal.Generate
 	return m.Run(context.Background(), args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ())
 }
 

@@ -113,6 +113,9 @@ func (s *Service) Start(ctx context.Context) error {
 		}
 	}
 	for a, id := range stored {
+		if id == "" {
+			continue // it cannot be read: not for us to judge
+		}
 		if !known[id] {
 			// A row exists before its artefact and goes after it: this one is
 			// another database's.

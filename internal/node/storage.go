@@ -18,7 +18,14 @@ import (
 // storeConfig is where the settings want checkpoints to be.
 func storeConfig(s Settings, p places) (store.Config, error) {
 	c := store.Config{
-		Cache: p.in("cache"), CacheBytes: int64(s.CacheMB) << 20, KeyFile: s.StoreKeys, State: p.in("index"),
+		Cache: p.in("cache"), CacheBytes: int64(s.CacheMB) << 20, State: p.in("index"),
+	}
+	if s.StoreKeys != "" { // other processes have other working directories
+		abs, err := filepath.Abs(s.StoreKeys)
+		if err != nil {
+			return c, fmt.Errorf("node: the file of the store's keys: %w", err)
+		}
+		c.KeyFile = abs
 	}
 	switch {
 	case strings.HasPrefix(s.Store, "s3://"):

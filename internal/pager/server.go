@@ -25,11 +25,15 @@ type File interface {
 }
 
 // Files are the three files of a checkpoint.
-type Files struct{ State, Meta, Pages File }
+type Files struct {
+	State, Meta, Pages File
+	Bulk               File // the pages, for reads that nobody waits for; nil: Pages
+}
 
 // Server serves one checkpoint to one restored generation.
 type Server struct {
 	files  map[string]File
+	bulk   File
 	failed func(error)  // told once, when a page cannot be had
 	rate   atomic.Int64 // bytes/s of the bulk of the pages; 0 = unlimited
 	read   atomic.Int64
@@ -45,6 +49,9 @@ func NewServer(f Files, rate int64, failed func(error)) *Server {
 		checkpointfiles.PagesMetadataFileName: f.Meta,
 		checkpointfiles.PagesFileName:         f.Pages,
 	}}
+	if s.bulk = f.Bulk; s.bulk == nil {
+		s.bulk = f.Pages
+	}
 	s.rate.Store(rate)
 	return s
 }
@@ -76,13 +83,16 @@ func (r readServer) OpenRead(path string) (stateio.AsyncReader, error) {
 	if f == nil {
 		return nil, fs.ErrNotExist
 	}
-	rd := &reader{s: r.s, f: f, done: make(chan stateio.Completion, maxReads), jobs: make(chan readJob, maxReads)}
+	rd := &reader{s: r.s, f: f, done: make(chan stateio.Completion, maxReads), jobs: make(chan readJob, maxReads), later: make(chan readJob, maxReads)}
 	if path == checkpointfiles.PagesFileName {
 		rd.seen = make([]bool, f.Size()/pageSize+1)
-		rd.bulk = newPacer(&r.s.rate, func(j readJob) { rd.jobs <- j }) // it has room for every slot
+		rd.bulk = newPacer(&r.s.rate, func(j readJob) { rd.later <- j }) // it has room for every slot
+		for range bulkWorkers {
+			rd.wg.Go(func() { rd.work(rd.later, r.s.bulk) })
+		}
 	}
 	for range readWorkers {
-		rd.wg.Go(rd.work)
+		rd.wg.Go(func() { rd.work(rd.jobs, f) })
 	}
 	return rd, nil
 }
@@ -95,7 +105,11 @@ const (
 	// maxStateBytes is for the files that the engine reads through, before
 	// anything runs.
 	maxStateBytes = 1 << 20
-	readWorkers   = 2
+	// Reads that are waited for have workers of their own, so that they do not
+	// stand behind the bulk where a read takes long: the source may be far away.
+	// The bulk has few, because it takes the link from the others.
+	readWorkers = 4
+	bulkWorkers = 2
 )
 
 type readJob struct {
@@ -117,9 +131,10 @@ type reader struct {
 	done chan stateio.Completion
 	wg   sync.WaitGroup
 
-	seen []bool // pages asked for; nil: not the pages file
-	next int64  // where the bulk reads go on
-	bulk *pacer
+	seen  []bool // pages asked for; nil: not the pages file
+	next  int64  // where the bulk reads go on
+	bulk  *pacer
+	later chan readJob // those of the bulk
 
 	mu    sync.Mutex
 	files []*os.File // destinations
@@ -170,11 +185,14 @@ func (r *reader) add(id int, off int64, total uint64, to stateio.DestinationFile
 	r.bulk.hold(j)
 }
 
-func (r *reader) work() {
-	buf := make([]byte, r.MaxReadBytes())
-	for j := range r.jobs {
+func (r *reader) work(jobs <-chan readJob, f File) {
+	var buf []byte
+	for j := range jobs {
+		if buf == nil { // many have nothing to do
+			buf = make([]byte, r.MaxReadBytes())
+		}
 		c := stateio.Completion{ID: j.id}
-		n, err := r.f.ReadAt(buf[:j.size], j.off)
+		n, err := f.ReadAt(buf[:j.size], j.off)
 		switch {
 		case err != nil && !errors.Is(err, io.EOF):
 			c.Err = unix.EIO
@@ -230,6 +248,7 @@ func (r *reader) Close() error {
 		r.bulk.close()
 	}
 	close(r.jobs)
+	close(r.later)
 	r.wg.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()

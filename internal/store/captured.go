@@ -89,11 +89,9 @@ func reachCaptured(ctx context.Context, l location, files []*os.File) (_ *heldCa
 	if c.Copied == nil {
 		return h, nil
 	}
-	base, err := Reach(ctx, mustLocation(l.Store, l.Object, l.Name), nil)
-	if err != nil {
+	if h.base, err = reach(ctx, l); err != nil {
 		return nil, err
 	}
-	h.base, _ = base.(*Image) // a base is never of the first format
 	h.pages = Overlay(c, h.base)
 	return h, nil
 }

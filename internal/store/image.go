@@ -32,6 +32,8 @@ type Image struct {
 	release  func()
 	packs    []*cached // by number in the table
 	recent   recent
+	hot      *hot // nil: first reads are not remembered
+	warming  sync.WaitGroup
 
 	mu   sync.Mutex
 	base *engine.Base // nil until it is asked for
@@ -61,7 +63,9 @@ func (im *Image) Ranges() []engine.PageRange { return im.ranges }
 
 // Close implements Checkpoint; it ends the claim on the data.
 func (im *Image) Close() {
+	im.leaveHot()
 	im.cancel()
+	im.warming.Wait()
 	for _, p := range im.packs {
 		p.close()
 	}
@@ -74,6 +78,9 @@ func (im *Image) Close() {
 func (im *Image) File(name string) File {
 	return &imageFile{im: im, file: slices.Index(fileNames, name)}
 }
+
+// Bulk is the FilePages for reads that nobody waits for.
+func (im *Image) Bulk() File { return &imageFile{im: im, file: pagesFile, bulk: true} }
 
 // Verify implements Checkpoint, on all CPUs; what is not local comes into the
 // cache.
@@ -165,6 +172,7 @@ type File interface {
 type imageFile struct {
 	im   *Image
 	file int
+	bulk bool // nobody waits for what is read
 }
 
 func (f *imageFile) Size() int64 { return f.im.table.Files[f.file].Size }
@@ -178,7 +186,7 @@ func (f *imageFile) ReadAt(p []byte, off int64) (n int, err error) {
 		p, err = p[:max(rest, 0)], io.EOF
 	}
 	for n < len(p) {
-		k, e := f.im.readPart(p[n:], f.file, off+int64(n))
+		k, e := f.readPart(p[n:], off+int64(n))
 		if e != nil {
 			clear(p[n:]) // nothing unverified leaves
 			return n, e
@@ -189,8 +197,8 @@ func (f *imageFile) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // readPart reads from an offset as much as lies together.
-func (im *Image) readPart(p []byte, file int, off int64) (int, error) {
-	f := &im.table.Files[file]
+func (file *imageFile) readPart(p []byte, off int64) (int, error) {
+	im, f := file.im, &file.im.table.Files[file.file]
 	page, skip := off/format.PageSize, int(off%format.PageSize)
 	i := f.Find(page)
 	r := f.Runs[i]
@@ -202,12 +210,15 @@ func (im *Image) readPart(p []byte, file int, off int64) (int, error) {
 	k, slot, rest := im.table.Locate(r, page)
 	n := min(len(p), int(min(int64(rest), f.End(i)-page))*format.PageSize-skip)
 	s := &im.table.Segments[k]
+	if im.hot != nil && !file.bulk {
+		im.hot.noteRead(int(k))
+	}
 	if skip == 0 && n%format.PageSize == 0 && !im.vault.direct(s.Codec) && !im.recent.has(k) {
 		if im.packs[s.Pack].Read(p[:n], int(s.First)+slot) {
 			return n, nil
 		}
 	}
-	raw, err := im.recent.get(k, func() ([]byte, error) { return im.fetch(im.ctx, k) })
+	raw, err := im.recent.get(k, true, func() ([]byte, error) { return im.fetch(im.ctx, k) })
 	if err != nil {
 		return 0, err
 	}
@@ -276,9 +287,10 @@ func (im *Image) fetch(ctx context.Context, i int) ([]byte, error) {
 // recent keeps the segments read last, because pages are asked for in pieces,
 // and sees that nobody fetches what somebody is fetching.
 type recent struct {
-	mu   sync.Mutex
-	kept [16]*lastRead
-	next int
+	mu     sync.Mutex
+	kept   [16]*lastRead
+	next   int
+	flying map[int]*lastRead // being fetched
 }
 
 type lastRead struct {
@@ -288,41 +300,49 @@ type lastRead struct {
 	err     error
 }
 
-func (r *recent) find(segment int) *lastRead {
+func (r *recent) find(segment int) (l *lastRead, kept bool) {
 	for _, l := range r.kept {
 		if l != nil && l.segment == segment {
-			return l
+			return l, true
 		}
 	}
-	return nil
+	return r.flying[segment], false
 }
 
 func (r *recent) has(segment int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.find(segment) != nil
+	l, _ := r.find(segment)
+	return l != nil
 }
 
-func (r *recent) get(segment int, fetch func() ([]byte, error)) ([]byte, error) {
+// get gives a segment; with keep it will be asked for again.
+func (r *recent) get(segment int, keep bool, fetch func() ([]byte, error)) ([]byte, error) {
 	r.mu.Lock()
-	l := r.find(segment)
-	if l != nil {
-		r.mu.Unlock()
+	l, kept := r.find(segment)
+	found := l != nil
+	if !found {
+		l = &lastRead{segment: segment, done: make(chan struct{})}
+		if r.flying == nil {
+			r.flying = map[int]*lastRead{}
+		}
+		r.flying[segment] = l
+	}
+	if keep && !kept {
+		r.kept[r.next], r.next = l, (r.next+1)%len(r.kept)
+	}
+	r.mu.Unlock()
+	if found {
 		<-l.done
 		return l.b, l.err
 	}
-	l = &lastRead{segment: segment, done: make(chan struct{})}
-	at := r.next
-	r.kept[at], r.next = l, (r.next+1)%len(r.kept)
-	r.mu.Unlock()
 	l.b, l.err = fetch()
-	close(l.done)
-	if l.err != nil { // to be tried again
-		r.mu.Lock()
-		if r.kept[at] == l {
-			r.kept[at] = nil
-		}
-		r.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.flying, segment)
+	if i := slices.Index(r.kept[:], l); l.err != nil && i >= 0 { // to be tried again
+		r.kept[i] = nil
 	}
+	close(l.done)
 	return l.b, l.err
 }

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,7 @@ type Store struct {
 	refs    *refs.Log
 	index   *index.Index
 	catalog *catalog
+	unread  []string // ids of objects that were there when it was opened, and could not be read
 	log     *slog.Logger
 	buffers sync.Pool // of hashChunk pages
 
@@ -155,6 +157,15 @@ func Reach(ctx context.Context, where string, files []*os.File) (Checkpoint, err
 		}
 		return h, nil
 	}
+	im, err := reach(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	im.warm()
+	return im, nil
+}
+
+func reach(ctx context.Context, l location) (*Image, error) {
 	v, err := openVault(ctx, l.Store)
 	if err != nil {
 		return nil, err
@@ -198,16 +209,20 @@ func manifestName(id string) string { return "ckpt/" + id }
 
 // manifest opens the payload of an object; name is the checkpoint's, if known.
 func (v *vault) manifest(id, name string, payload []byte) (*Manifest, error) {
+	if key, err := seal.KeyOf(payload); err == nil && v.keys.Check(key) != nil {
+		return nil, fault.New(fault.Invalid, "checkpoint %s is sealed with the key %s, which the server does not have", name, key).
+			WithHint("start the server with --store-keys and a file that has the line of %s; the checkpoint is as it was", key)
+	}
+	if v.keys != nil && bytes.HasPrefix(payload, []byte("{")) {
+		return nil, fault.New(fault.Invalid, "checkpoint %s is not sealed, and the server takes only what is", name).
+			WithHint("start the server without --store-keys, and export the checkpoint to one that seals")
+	}
 	raw, err := v.open(payload, manifestName(id), 0)
 	if errors.Is(err, seal.ErrDamaged) {
 		return nil, Damaged(name, "its manifest: %v", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store: checkpoint %s: %w", name, err)
-	}
-	if id, err := seal.KeyOf(raw); err == nil {
-		return nil, fault.New(fault.Invalid, "checkpoint %s is sealed with the key %s, and the server has no keys", name, id).
-			WithHint("start the server with --store-keys and the file that has the key")
 	}
 	return decodeManifest(name, raw)
 }
@@ -240,7 +255,8 @@ func (s *Store) survey(ctx context.Context) error {
 			m, err = s.vault.manifest(o.ID, o.ID, o.Payload)
 		}
 		if err != nil {
-			s.log.Warn("a checkpoint in the store cannot be read", "object", o.ID, "error", err)
+			s.log.Warn("a checkpoint in the store cannot be read", "object", o.ID, "error", err, "hint", fault.As(err).Hint)
+			s.unread = append(s.unread, o.ID)
 		} else if m != nil {
 			seen[o.ID] = true
 			s.catalog.add(o.ID, o.Packs, m)
@@ -260,8 +276,15 @@ func (s *Store) survey(ctx context.Context) error {
 
 // List gives, by the ids of their objects, the ids that users see of the
 // complete checkpoints that the store held when it was opened or that this
-// process has made since.
-func (s *Store) List() map[string]string { return s.catalog.list() }
+// process has made since. Of one that cannot be read, for want of its key or
+// because it is damaged, that is "".
+func (s *Store) List() map[string]string {
+	out := s.catalog.list()
+	for _, id := range s.unread {
+		out[id] = ""
+	}
+	return out
+}
 
 // forget has the next checkpoints not look for what a deleted one held.
 func (s *Store) forget(id string) {

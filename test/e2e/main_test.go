@@ -53,8 +53,8 @@ func run(m *testing.M) (code int) {
 }
 
 // start brings up a server with the template that the tests use.
-func start(ctx context.Context, parent string, settings harness.Settings) (*harness.Server, error) {
-	s, err := harness.New(parent, settings)
+func start(ctx context.Context, parent string, settings harness.Settings, env ...string) (*harness.Server, error) {
+	s, err := harness.New(parent, settings, env...)
 	if err != nil {
 		return nil, err
 	}
@@ -72,11 +72,11 @@ func start(ctx context.Context, parent string, settings harness.Settings) (*harn
 
 // ownServer brings up a server for one test, in a directory below parent ("" =
 // the default), and closes it at the end, when nothing may be left of it.
-func ownServer(t *testing.T, parent string, settings harness.Settings) *harness.Server {
+func ownServer(t *testing.T, parent string, settings harness.Settings, env ...string) *harness.Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), upTime)
 	defer cancel()
-	s, err := start(ctx, parent, settings)
+	s, err := start(ctx, parent, settings, env...)
 	if err != nil {
 		t.Fatal(err)
 	}

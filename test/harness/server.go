@@ -38,6 +38,7 @@ type Server struct {
 	URL    string // of the API, the same over restarts
 	Key    string // API key of the default org
 	binary string
+	env    []string // more of the environment
 	minder *minder
 	moved  bool // its data went to another one
 }
@@ -46,8 +47,9 @@ type Server struct {
 type Settings map[string]any
 
 // New prepares a server in a new directory below parent ("" = the system's
-// directory for temporary files) without starting it.
-func New(parent string, settings Settings) (*Server, error) {
+// directory for temporary files) without starting it. env is added to the
+// environment.
+func New(parent string, settings Settings, env ...string) (*Server, error) {
 	binary, err := Binary()
 	if err != nil {
 		return nil, err
@@ -56,7 +58,7 @@ func New(parent string, settings Settings) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Root: root, Data: filepath.Join(root, "data"), Home: filepath.Join(root, "home"), binary: binary}
+	s := &Server{Root: root, Data: filepath.Join(root, "data"), Home: filepath.Join(root, "home"), binary: binary, env: env}
 	if err := os.Mkdir(s.Home, 0o700); err != nil {
 		return nil, err
 	}
@@ -213,7 +215,7 @@ func (s *Server) Close() error {
 // Move takes the data directory of a stopped server to another place, and gives
 // the server there, not started. The one before is not to be started again.
 func (s *Server) Move() (*Server, error) {
-	to, err := New(filepath.Dir(s.Root), Settings{})
+	to, err := New(filepath.Dir(s.Root), Settings{}, s.env...)
 	if err != nil {
 		return nil, err
 	}
@@ -239,9 +241,9 @@ func (o Output) String() string {
 
 // Environ is the environment in which oc talks to this server.
 func (s *Server) Environ() []string {
-	return []string{
+	return append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + s.Home, "OC_DATA_DIR=" + s.Data, "OC_CONFIG=" + s.configFile(),
-	}
+	}, s.env...)
 }
 
 // Command makes a command of oc, not started. A cancelled context kills it.

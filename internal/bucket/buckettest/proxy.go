@@ -85,6 +85,9 @@ func (p *Proxy) Close() {
 	p.client.CloseIdleConnections()
 }
 
+// Bytes tells how many bytes of bodies went to the server, and came back.
+func (p *Proxy) Bytes() (there, back int64) { return p.there.bytes.Load(), p.back.bytes.Load() }
+
 // SetLink changes the link, for requests on their way too.
 func (p *Proxy) SetLink(l Link) {
 	p.mu.Lock()
@@ -187,6 +190,8 @@ func (p *Proxy) up(ctx context.Context) (Link, error) {
 
 // pace gives the bytes of a direction their turns.
 type pace struct {
+	bytes atomic.Int64 // that went
+
 	mu   sync.Mutex
 	free time.Time // guarded by mu: when the next byte may go
 }
@@ -222,6 +227,7 @@ func (b *paced) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := b.ReadCloser.Read(p)
+	b.pace.bytes.Add(int64(n))
 	if link.Rate > 0 && n > 0 {
 		err = errors.Join(wait(b.ctx, b.pace.turn(n, link.Rate)), err)
 		if errors.Is(err, io.EOF) {

@@ -56,7 +56,17 @@ func openSource(req wire.Request) (_ pager.Files, done func(), err error) {
 	if err != nil {
 		return pager.Files{}, nil, err
 	}
-	return pager.Files{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages)}, image.Close, nil
+	return pager.Files{
+		State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages), Bulk: bulk(image),
+	}, image.Close, nil
+}
+
+// bulk is the pages of an image for reads that no guest waits for.
+func bulk(image store.Checkpoint) store.File {
+	if im, ok := image.(*store.Image); ok {
+		return im.Bulk()
+	}
+	return image.File(store.FilePages)
 }
 
 // linkEnd is this process' end of a link, which no child of it gets.
@@ -75,5 +85,5 @@ func serveImage(_ *bufio.Reader, _ *events, req wire.Request) error {
 		return err
 	}
 	defer image.Close()
-	return link.Serve(linkEnd(), link.Sources{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages)})
+	return link.Serve(linkEnd(), link.Sources{State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: bulk(image)}) // which reads a guest waits for is not known here
 }
