@@ -114,12 +114,15 @@ func (c *Catalog) Build(ctx context.Context, _, name string, progress func(strin
 	})
 }
 
-var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+// validName is compiled when it is needed, not in every process of the binary.
+var validName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+})
 
 // Import makes a template of an archive: a root file system's tarball, a
 // `docker save` archive or an OCI layout.
 func (c *Catalog) Import(ctx context.Context, orgID, name string, r io.Reader, progress func(string)) (meta.Template, error) {
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return meta.Template{}, fault.New(fault.Invalid, "template name %.70q is not valid", name).
 			WithHint("use 1 to 63 lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit")
 	}

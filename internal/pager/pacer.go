@@ -24,31 +24,50 @@ const (
 // with a hundred sandboxes that load slowly, these were 40 % of all CPU time.
 // A guest touches pages in bursts. Therefore the chances are rare while nothing
 // is waited for, and quick for a moment after something was; what came early is
-// made up for later.
+// made up for later. Before the guest runs there are only these chances: what is
+// loaded then takes CPU time from the engine, which reads its state.
 type pacer struct {
 	rate *atomic.Int64 // bytes/s; 0: unlimited
-	out  func(readJob) // must not block
 
 	mu       sync.Mutex
-	held     []readJob
+	held     []heldRead
 	timer    *time.Timer
+	begun    bool // the guest runs
 	closed   bool
 	patience time.Duration // the longest wait for the next read, whatever the rate
 	owed     float64       // bytes that went out ahead of the rate
 	settled  time.Time     // when owed was right
 }
 
-func newPacer(rate *atomic.Int64, out func(readJob)) *pacer {
-	p := &pacer{rate: rate, out: out, patience: impatient, settled: time.Now()}
+// heldRead is a read of so many bytes that is to be let out, which must not
+// block.
+type heldRead struct {
+	size uint64
+	out  func()
+}
+
+func newPacer(rate *atomic.Int64) *pacer {
+	p := &pacer{rate: rate, patience: impatient, settled: time.Now()}
 	p.timer = time.AfterFunc(0, p.next)
 	return p
 }
 
+// begin is told that the guest runs.
+func (p *pacer) begin() {
+	p.mu.Lock()
+	p.begun = true
+	p.mu.Unlock()
+	p.hasten() // what it touches first
+}
+
 // hold lets a read out when it is its turn.
-func (p *pacer) hold(j readJob) {
+func (p *pacer) hold(r heldRead) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held = append(p.held, j)
+	if p.closed {
+		return
+	}
+	p.held = append(p.held, r)
 	if len(p.held) == 1 {
 		p.arm()
 	}
@@ -74,7 +93,10 @@ func (p *pacer) arm() {
 	}
 	p.owed = max(0, p.owed-now.Sub(p.settled).Seconds()*rate)
 	p.settled = now
-	wait := min(p.owed/rate, p.patience.Seconds())
+	wait := p.patience.Seconds()
+	if p.begun {
+		wait = min(wait, p.owed/rate)
+	}
 	p.timer.Reset(time.Duration(wait * float64(time.Second)))
 }
 
@@ -82,23 +104,23 @@ func (p *pacer) arm() {
 func (p *pacer) next() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || len(p.held) == 0 {
+	if len(p.held) == 0 {
 		return
 	}
-	j := p.held[0]
+	r := p.held[0]
 	p.held = p.held[1:]
-	p.owed += float64(j.size)
+	p.owed += float64(r.size)
 	p.patience = min(2*p.patience, patient)
 	if len(p.held) > 0 {
 		p.arm()
 	}
-	p.out(j)
+	r.out()
 }
 
 // close drops what is held: nobody waits for it any more.
 func (p *pacer) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = true
+	p.held, p.closed = nil, true
 	p.timer.Stop()
 }

@@ -20,9 +20,9 @@ type paced struct {
 func newPaced(rate int64, reads int) *paced {
 	p := &paced{start: time.Now()}
 	p.rate.Store(rate)
-	p.pacer = newPacer(&p.rate, func(readJob) { p.out = append(p.out, time.Since(p.start)) })
+	p.pacer = newPacer(&p.rate)
 	for range reads {
-		p.hold(readJob{size: maxReadBytes})
+		p.hold(heldRead{maxReadBytes, func() { p.out = append(p.out, time.Since(p.start)) }})
 	}
 	return p
 }
@@ -45,6 +45,7 @@ func TestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPaced(100*maxReadBytes, 1000)
 		defer p.close()
+		p.begin()
 		if n := p.count(2 * time.Second); n < 199 || n > 201 {
 			t.Errorf("%d reads in two seconds at 100 a second", n)
 		}
@@ -59,6 +60,27 @@ func TestRate(t *testing.T) {
 	})
 }
 
+// Before the guest runs there is little of the bulk, and afterwards it comes soon.
+func TestBegin(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPaced(100*maxReadBytes, 1000)
+		defer p.close()
+		if n := p.count(2 * time.Second); n > 40 {
+			t.Errorf("%d reads in two seconds before the guest runs", n)
+		}
+		p.begin()
+		if n := p.count(time.Second); n < 95 {
+			t.Errorf("only %d reads in a second at 100 a second", n)
+		}
+		p.rate.Store(0)
+		p.count(patient)
+		if len(p.out) != 1000 {
+			t.Errorf("%d reads of 1000 came out when there was no bound", len(p.out))
+		}
+	})
+}
+
 // After a page was waited for the engine gets chances to ask for more, quickly
 // first; what came early is made up for.
 func TestHasten(t *testing.T) {
@@ -66,6 +88,7 @@ func TestHasten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPaced(20*maxReadBytes, 1000)
 		defer p.close()
+		p.begin()
 		p.count(2 * time.Second)
 		p.hasten()
 		if n := p.count(2 * impatient); n != 1 {

@@ -33,9 +33,10 @@ type Files struct {
 // Server serves one checkpoint to one restored generation.
 type Server struct {
 	files  map[string]File
-	bulk   File
+	later  File         // the pages, for the bulk
 	failed func(error)  // told once, when a page cannot be had
 	rate   atomic.Int64 // bytes/s of the bulk of the pages; 0 = unlimited
+	bulk   *pacer
 	read   atomic.Int64
 	faults atomic.Int64
 	once   sync.Once
@@ -49,10 +50,11 @@ func NewServer(f Files, rate int64, failed func(error)) *Server {
 		checkpointfiles.PagesMetadataFileName: f.Meta,
 		checkpointfiles.PagesFileName:         f.Pages,
 	}}
-	if s.bulk = f.Bulk; s.bulk == nil {
-		s.bulk = f.Pages
+	if s.later = f.Bulk; s.later == nil {
+		s.later = f.Pages
 	}
 	s.rate.Store(rate)
+	s.bulk = newPacer(&s.rate)
 	return s
 }
 
@@ -83,12 +85,18 @@ func (r readServer) OpenRead(path string) (stateio.AsyncReader, error) {
 	if f == nil {
 		return nil, fs.ErrNotExist
 	}
-	rd := &reader{s: r.s, f: f, done: make(chan stateio.Completion, maxReads), jobs: make(chan readJob, maxReads), later: make(chan readJob, maxReads)}
-	if path == checkpointfiles.PagesFileName {
+	rd := &reader{
+		s: r.s, f: f, closed: func() {},
+		done: make(chan stateio.Completion, maxReads), jobs: make(chan readJob, maxReads), later: make(chan readJob, maxReads),
+	}
+	switch path {
+	case checkpointfiles.StateFileName:
+		rd.closed = r.s.bulk.begin // the engine closes it when it lets its guest run
+	case checkpointfiles.PagesFileName:
 		rd.seen = make([]bool, f.Size()/pageSize+1)
-		rd.bulk = newPacer(&r.s.rate, func(j readJob) { rd.later <- j }) // it has room for every slot
+		rd.closed = r.s.bulk.close
 		for range bulkWorkers {
-			rd.wg.Go(func() { rd.work(rd.later, r.s.bulk) })
+			rd.wg.Go(func() { rd.work(rd.later, r.s.later) })
 		}
 	}
 	for range readWorkers {
@@ -125,15 +133,15 @@ type readJob struct {
 // files, not into a mapping of them: that would fault in each page first, with
 // zeros, and on a disk's file a lot of pages around it.
 type reader struct {
-	s    *Server
-	f    File
-	jobs chan readJob
-	done chan stateio.Completion
-	wg   sync.WaitGroup
+	s      *Server
+	f      File
+	closed func() // called before it is closed
+	jobs   chan readJob
+	done   chan stateio.Completion
+	wg     sync.WaitGroup
 
-	seen  []bool // pages asked for; nil: not the pages file
-	next  int64  // where the bulk reads go on
-	bulk  *pacer
+	seen  []bool       // pages asked for; nil: not the pages file
+	next  int64        // where the bulk reads go on
 	later chan readJob // those of the bulk
 
 	mu    sync.Mutex
@@ -178,11 +186,11 @@ func (r *reader) add(id int, off int64, total uint64, to stateio.DestinationFile
 	if !ordered {
 		r.s.faults.Add(1)
 		r.jobs <- j
-		r.bulk.hasten()
+		r.s.bulk.hasten()
 		return
 	}
 	r.next = off + int64(total)
-	r.bulk.hold(j)
+	r.s.bulk.hold(heldRead{size: total, out: func() { r.later <- j }}) // it has room for every slot
 }
 
 func (r *reader) work(jobs <-chan readJob, f File) {
@@ -244,9 +252,7 @@ func (r *reader) Wait(cs []stateio.Completion, n int) ([]stateio.Completion, err
 }
 
 func (r *reader) Close() error {
-	if r.bulk != nil {
-		r.bulk.close()
-	}
+	r.closed()
 	close(r.jobs)
 	close(r.later)
 	r.wg.Wait()

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -64,11 +65,15 @@ type Tree struct {
 // treeRecord is the file beside a tree that describes it.
 const treeRecord = "tree.json"
 
-var hashPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+// Patterns that count are compiled when they are needed: every process of the
+// binary, and there are many short ones, would pay half a millisecond for them.
+var hashPattern = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{64}$`)
+})
 
 // checkHash keeps anything but a hash from becoming a path.
 func checkHash(hash string) error {
-	if !hashPattern.MatchString(hash) {
+	if !hashPattern().MatchString(hash) {
 		return fault.New(fault.Invalid, "%.80q is not a content hash", hash)
 	}
 	return nil

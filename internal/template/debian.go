@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/template/rootfs"
@@ -33,12 +34,16 @@ func Base() Spec {
 }
 
 var (
-	suitePattern   = regexp.MustCompile(`^[a-z][a-z0-9.-]{0,63}$`)
-	packagePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{0,127}$`)
+	suitePattern = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[a-z][a-z0-9.-]{0,63}$`)
+	})
+	packagePattern = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{0,127}$`)
+	})
 )
 
 func (s Spec) check() error {
-	if !suitePattern.MatchString(s.Suite) {
+	if !suitePattern().MatchString(s.Suite) {
 		return fault.New(fault.Invalid, "%.80q is not a Debian release", s.Suite)
 	}
 	return checkPackages(s.Packages)
@@ -49,7 +54,7 @@ func checkPackages(names []string) error {
 		return fault.New(fault.Invalid, "%d packages are too many for one template", len(names))
 	}
 	for _, p := range names {
-		if !packagePattern.MatchString(p) {
+		if !packagePattern().MatchString(p) {
 			return fault.New(fault.Invalid, "%.80q is not a package name", p)
 		}
 	}
