@@ -162,7 +162,7 @@ func (x *explorer) play(r *run, prefix []uint8, choose func(int) int) string {
 		}
 		if len(opts) == 0 {
 			if r.running == 0 {
-				return ""
+				return r.quiesce()
 			}
 			if step > 10_000 {
 				return "stuck"
@@ -355,9 +355,6 @@ func (x *explorer) random(seed uint64, runs int) (*run, string) {
 			}
 			return g.IntN(n)
 		})
-		if bad == "" {
-			bad = r.quiesce()
-		}
 		if bad != "" {
 			return r, bad
 		}
