@@ -38,7 +38,7 @@ func TestRandomOrders(t *testing.T) {
 	t.Parallel()
 	seed, runs := seedOf(t), 60
 	if long {
-		runs = 20_000
+		runs = 5000
 	}
 	for _, sc := range scenarios() {
 		t.Run(sc.name, func(t *testing.T) {
