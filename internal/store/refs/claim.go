@@ -93,7 +93,7 @@ func (c *claim) body() ([]byte, error) {
 // renew runs until it is stopped or the claim is lost.
 func (c *claim) renew(ctx context.Context) {
 	defer close(c.done)
-	for wait := c.l.cfg.TTL / 3; pause(ctx, wait); {
+	for wait := c.l.cfg.TTL / 3; c.l.pause(ctx, wait); {
 		switch err := c.renewOnce(ctx); {
 		case err == nil:
 			wait = c.l.cfg.TTL / 3

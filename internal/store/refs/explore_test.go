@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,8 +53,8 @@ type run struct {
 	*world
 	sc      *scenario
 	f       faults
-	start   time.Time // of the bubble's clock
-	ticked  atomic.Int64
+	clock   clock
+	ticked  int64
 	lost    int
 	trace   []string
 	acks    map[ack]error
@@ -93,9 +92,10 @@ func stream(i int) *rand.ChaCha8 { return rand.NewChaCha8([32]byte{byte(i)}) }
 // logOf gives the Log of an actor; clock is in the run's time.
 func (r *run) logOf(b bucket.Bucket, i int, at time.Duration) *Log {
 	l := New(b, Config{Random: stream(i), TTL: testTTL, Roots: []string{"images/"}, Clock: func() time.Time {
-		return time.Unix(0, 0).Add(at + time.Duration(r.ticked.Load())*(testTTL/3+time.Second))
+		return time.Unix(0, 0).Add(at + r.clock.since())
 	}})
 	l.faults, l.tries = r.f, max(r.sc.tries, 1)
+	l.pause = r.clock.pause
 	if r.sc.cold {
 		l.room = 0
 	}
@@ -112,7 +112,7 @@ func idOf(sc *scenario, i int, pins ...string) string {
 }
 
 func (x *explorer) begin() *run {
-	r := &run{sc: x.sc, f: x.f, lost: x.sc.lost, start: time.Now(), acks: map[ack]error{}, leases: map[string][]string{}, deletes: map[string]bool{}}
+	r := &run{sc: x.sc, f: x.f, lost: x.sc.lost, acks: map[ack]error{}, leases: map[string][]string{}, deletes: map[string]bool{}}
 	r.world = newWorld(bases(x.sc.init, x.sc.page), x.sc.dir, len(x.sc.actors))
 	r.stray = x.sc.lost > 0
 	return r
@@ -162,12 +162,12 @@ func (x *explorer) play(r *run, prefix []uint8, choose func(int) int) string {
 		}
 		if len(opts) == 0 {
 			if r.running == 0 {
-				return ""
+				return r.quiesce()
 			}
 			if step > 10_000 {
 				return "stuck"
 			}
-			time.Sleep(2 * time.Second) // somebody waits before he tries again
+			r.clock.advance(2 * time.Second) // somebody waits before he tries again
 			step--
 			continue
 		}
@@ -206,7 +206,7 @@ func (x *explorer) known(r *run, last, left int) bool {
 	if x.bound >= unbounded {
 		last, left = 0, 0
 	}
-	k := r.key(r.ticked.Load(), r.lost, last)
+	k := r.key(r.ticked, r.clock.since(), r.lost, last)
 	if int(x.seen[k]) > left {
 		return true
 	}
@@ -241,10 +241,10 @@ func (r *run) options(last int) []option {
 	for _, q := range r.ready(&r.detached) {
 		opts = append(opts, option{"(late) " + r.name(q.actor) + ": " + q.label, last, 0, func() { r.land(q) }})
 	}
-	if r.ticked.Load() < r.sc.ticks {
+	if r.ticked < r.sc.ticks {
 		opts = append(opts, option{"time passes", last, 0, func() {
-			r.ticked.Add(1)
-			time.Sleep(testTTL/3 + time.Second)
+			r.ticked++
+			r.clock.advance(testTTL/3 + time.Second)
 		}})
 	}
 	return opts
@@ -355,9 +355,6 @@ func (x *explorer) random(seed uint64, runs int) (*run, string) {
 			}
 			return g.IntN(n)
 		})
-		if bad == "" {
-			bad = r.quiesce()
-		}
 		if bad != "" {
 			return r, bad
 		}

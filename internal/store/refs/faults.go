@@ -28,6 +28,7 @@ type faults struct {
 	pinsIgnored  bool // 10: pins keep nothing
 	pinsOwn      bool // 10: pins keep the own packs of what is pinned only
 	pinnedGoes   bool // 11: a pinned object is removed
+	holderGoes   bool // 11: an object is removed though a dead one alone keeps its packs
 	objectsFirst bool // 11: objects are removed before their packs
 	readFirst    bool // 12: what is read is looked at before the lease is there
 	unlocked     bool // 13: a sweep of a directory takes no lock

@@ -97,6 +97,7 @@ func (f *faulty) Delete(ctx context.Context, key string) error {
 type model struct {
 	t       *testing.T
 	f       *faulty
+	clock   clock
 	rng     *rand.Rand
 	logs    []*Log // the last one's clock is hours ahead
 	writers []*Writer
@@ -136,9 +137,20 @@ func newModel(t *testing.T, seed, round uint64) *model {
 	m.f = &faulty{m: newMemory(rng.IntN(4)), rng: rand.New(rand.NewPCG(seed, ^round)), rate: []float64{0, 0.05, 0.2}[rng.IntN(3)]}
 	for i := range 3 {
 		skew := time.Duration(i/2) * 10 * time.Hour
-		m.logs = append(m.logs, New(m.f, Config{TTL: testTTL, Roots: []string{"images/"}, Clock: func() time.Time { return time.Now().Add(skew) }}))
+		l := New(m.f, Config{TTL: testTTL, Roots: []string{"images/"}, Clock: func() time.Time { return time.Unix(1e9, 0).Add(skew + m.clock.since()) }})
+		l.pause = m.pause
+		m.logs = append(m.logs, l)
 	}
 	return m
+}
+
+// pause waits for the clock, which whoever tries again moves himself.
+func (m *model) pause(ctx context.Context, d time.Duration) bool {
+	if d <= time.Second {
+		m.clock.advance(d)
+		return ctx.Err() == nil
+	}
+	return m.clock.pause(ctx, d)
 }
 
 func (m *model) step() {
@@ -183,7 +195,7 @@ func (m *model) step() {
 			_ = s.Close(ctx)
 		}
 	case 11:
-		time.Sleep(testTTL / 2)
+		m.clock.advance(testTTL / 2)
 	}
 	synctest.Wait()
 	m.check()
@@ -315,7 +327,7 @@ func (m *model) finish() {
 	}
 	m.f.late = nil
 	m.f.mu.Unlock()
-	time.Sleep(20 * time.Hour)
+	m.clock.advance(20 * time.Hour)
 	for range 2 {
 		if _, err := m.logs[0].Sweep(ctx, Options{Audit: true}); err != nil {
 			m.t.Error(err)

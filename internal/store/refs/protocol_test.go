@@ -38,7 +38,7 @@ func TestRandomOrders(t *testing.T) {
 	t.Parallel()
 	seed, runs := seedOf(t), 60
 	if long {
-		runs = 20_000
+		runs = 5000
 	}
 	for _, sc := range scenarios() {
 		t.Run(sc.name, func(t *testing.T) {
@@ -102,7 +102,8 @@ func TestEveryRuleIsNeeded(t *testing.T) {
 		{"writingDead", faults{writingDead: true}, "audit"},
 		{"pinsIgnored", faults{pinsIgnored: true}, "writer, page 1"},
 		{"pinsOwn", faults{pinsOwn: true}, "handed on"},
-		{"pinnedGoes", faults{pinnedGoes: true}, "writer, page 1"},
+		{"pinnedGoes", faults{pinnedGoes: true}, "pinned"},
+		{"holderGoes", faults{holderGoes: true}, "last holder"},
 		{"objectsFirst", faults{objectsFirst: true}, "reader"},
 		{"readFirst", faults{readFirst: true}, "reader"},
 		{"unlocked", faults{unlocked: true}, "directory"},

@@ -40,7 +40,8 @@ type Log struct {
 	b      bucket.Bucket
 	cfg    Config
 	tries  int
-	room   int    // bytes that the cache may take
+	room   int // bytes that the cache may take
+	pause  func(context.Context, time.Duration) bool
 	faults faults // none, outside of this package's tests
 
 	mu    sync.Mutex
@@ -61,7 +62,7 @@ func New(b bucket.Bucket, cfg Config) *Log {
 	if cfg.TTL == 0 {
 		cfg.TTL = DefaultTTL
 	}
-	return &Log{b: b, cfg: cfg, tries: tries, room: cacheBytes}
+	return &Log{b: b, cfg: cfg, tries: tries, room: cacheBytes, pause: pause}
 }
 
 // Get gives an object in whatever state it is: bucket.ErrNotExist if there is

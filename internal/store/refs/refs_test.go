@@ -275,7 +275,15 @@ func TestRenewal(t *testing.T) {
 			}
 			return nil
 		}
-		l := New(b, Config{TTL: testTTL})
+		var c clock
+		now := func() time.Time { return time.Unix(1e9, 0).Add(c.since()) }
+		l := New(b, Config{TTL: testTTL, Clock: now})
+		l.pause = c.pause
+		pass := func() { // renewals are due, and done
+			synctest.Wait()
+			c.advance(testTTL / 4)
+			synctest.Wait()
+		}
 		id, _ := checkpoint(t, l, "x")
 		durable := b.count["put"]
 		s, o, err := l.Read(t.Context(), id)
@@ -291,9 +299,9 @@ func TestRenewal(t *testing.T) {
 		}
 		for i := range 20 {
 			failing.Store(i == 10) // a short time without the bucket is no reason to stop
-			time.Sleep(testTTL / 4)
+			pass()
 			failing.Store(false)
-			time.Sleep(testTTL / 4)
+			pass()
 			if r, err := l.Sweep(t.Context(), Options{Audit: true}); err != nil || r.Revoked != 0 {
 				t.Fatalf("%+v, %v", r, err)
 			}
@@ -304,15 +312,15 @@ func TestRenewal(t *testing.T) {
 		if err := l.Delete(t.Context(), w.ID()); !errors.Is(err, ErrState) {
 			t.Errorf("deleted a writer: %v", err)
 		}
-		ahead := New(b, Config{Clock: func() time.Time { return time.Now().Add(time.Hour) }})
+		ahead := New(b, Config{Clock: func() time.Time { return now().Add(time.Hour) }})
 		if err := ahead.Delete(t.Context(), w.ID()); err != nil {
 			t.Error(err)
 		}
 		if r, err := ahead.Sweep(t.Context(), Options{}); err != nil || r.Revoked != 1 || r.Removed != 2 {
 			t.Errorf("%+v, %v", r, err)
 		}
-		time.Sleep(testTTL)
-		synctest.Wait()
+		pass()
+		pass()
 		for _, ctx := range []context.Context{w.Context(), s.Context()} {
 			if !errors.Is(context.Cause(ctx), ErrRevoked) {
 				t.Errorf("the cause is %v", context.Cause(ctx))

@@ -13,12 +13,14 @@ import (
 const (
 	idA   = "0000000000000000100-aaaaaaaaaaaaaaaa"
 	idB   = "0000000000000000200-bbbbbbbbbbbbbbbb"
+	idR   = "0000000000000000300-cccccccccccccccc"
 	packA = PackRoot + idA + "/a"
 	packB = PackRoot + idB + "/b"
 )
 
 // bases makes a bucket: A, a and d are the first base committed, gone and
-// deleted; B the second, which lists the first's pack too if that is there.
+// deleted; B the second, which lists the first's pack too, and b the same deleted;
+// c lists that pack alone, and r is a lease on the second.
 func bases(init string, page int) *memory {
 	m := newMemory(page)
 	l := New(m, Config{Random: stream(200)})
@@ -39,6 +41,12 @@ func bases(init string, page int) *memory {
 			put(&Object{ID: idA, State: Committed, Packs: []string{packA}})
 		case 'd':
 			put(&Object{ID: idA, State: Deleting, Packs: []string{packA}})
+		case 'b':
+			put(&Object{ID: idB, State: Deleting, Packs: []string{packA, packB}})
+		case 'c':
+			put(&Object{ID: idB, State: Committed, Packs: []string{packA}})
+		case 'r':
+			put(&Object{ID: idR, State: Reading, Pins: []string{idB}, Expiry: time.Unix(3600, 0)})
 		case 'B':
 			put(&Object{ID: idB, State: Committed, Packs: []string{packA, packB}})
 		}
@@ -164,6 +172,11 @@ func reader(name string, clock time.Duration, id string) actor {
 	}}
 }
 
+// closer gives back a lease.
+func closer(id string) actor {
+	return actor{"closer", after(0), func(ctx context.Context, a *act) { _ = a.log.b.Delete(ctx, Prefix+id) }}
+}
+
 // sameID makes two actors choose one id, with different tokens.
 type sameID struct {
 	n     int
@@ -229,6 +242,10 @@ func scenarios() []*scenario {
 			actors: []actor{w(1, idA), deleter(after(0), idA), deleter(after(1), idA), sw("S1", plain2...)}, bound: 2},
 		&scenario{name: "reader", init: "AB", page: 1, plain: true,
 			actors: []actor{reader("R", early, idB), deleter(after(0), idB, idA), sw("S1", none...), sw("S2", none...)}, bound: 2},
+		&scenario{name: "pinned", init: "Ac", page: 1, plain: true,
+			actors: []actor{w(1, idB), deleter(after(0), idB, idA), sw("S1", plain2...)}, bound: 3},
+		&scenario{name: "last holder", init: "Abr", page: 1, plain: true,
+			actors: []actor{sw("S1", none...), deleter(after(0), idA), sw("S2", none...), closer(idR)}, bound: 2},
 		&scenario{name: "reader last", init: "AB", page: 2, plain: true,
 			actors: []actor{reader("R", after(5), idB), deleter(after(0), idB, idA), sw("S1", plain2...)}, bound: 3},
 		&scenario{name: "reader expired", init: "A", page: 1, plain: true,

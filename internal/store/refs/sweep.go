@@ -55,6 +55,7 @@ type sweep struct {
 	cand   map[string]int64   // candidates and their sizes; -1: not known to exist
 	alive  map[string]bool    // ids seen being written
 	pinned map[string]bool    // ids
+	held   map[string]bool    // candidates that only what is dead itself keeps
 
 	cache map[string]cached // the next one
 	room  int
@@ -66,7 +67,7 @@ type sweep struct {
 // ErrNewer name an object that has to be dealt with first; nothing was deleted.
 func (l *Log) Sweep(ctx context.Context, opt Options) (Report, error) {
 	s := &sweep{l: l, opt: opt, dead: map[string]*Object{}, cand: map[string]int64{},
-		alive: map[string]bool{}, pinned: map[string]bool{}, cache: map[string]cached{}, room: l.room}
+		alive: map[string]bool{}, pinned: map[string]bool{}, held: map[string]bool{}, cache: map[string]cached{}, room: l.room}
 	if e, ok := l.b.(bucket.Excluder); ok && !opt.DryRun && !l.faults.unlocked {
 		release, err := e.Exclude(ctx)
 		if err != nil {
@@ -287,7 +288,7 @@ func (s *sweep) count(ctx context.Context, o *Object) error {
 			return s.offer(ctx, o)
 		}
 		if o.State == Deleting && !f.deletingDead {
-			s.live(o, false) // somebody who was seen before may have got its packs from it
+			s.hold(o, false) // somebody who was seen before may have got its packs from it
 		}
 	case Committed:
 		s.live(o, f.ownLive)
@@ -311,15 +312,31 @@ func (s *sweep) live(o *Object, own bool) {
 	}
 }
 
-// keepLive takes from the candidates the packs of writers and of the dead that
-// somebody pins.
+// hold keeps an object's packs, but leaves them to the dead objects that offer
+// them: what holds them may be removed by another sweep at the same time, which
+// relies on those.
+func (s *sweep) hold(o *Object, own bool) {
+	for _, p := range o.Packs {
+		if owner, _ := Owner(p); !own || owner == o.ID {
+			s.held[p] = true
+		}
+	}
+}
+
+// keepLive takes from the candidates the packs of writers, those of the dead that
+// somebody pins, and those of what was deleted since step 1.
 func (s *sweep) keepLive() {
 	f := s.l.faults
 	for id, o := range s.dead {
 		if s.pinned[id] && !f.pinsIgnored {
-			s.live(o, f.pinsOwn)
+			s.hold(o, f.pinsOwn)
 		}
 	}
+	maps.DeleteFunc(s.held, func(key string, _ bool) bool {
+		_, ok := s.cand[key]
+		delete(s.cand, key)
+		return !ok // a committed object needs it, and offers it when it is deleted
+	})
 	maps.DeleteFunc(s.cand, func(key string, _ int64) bool {
 		owner, _ := Owner(key)
 		return s.alive[owner] && !f.writingDead
@@ -353,10 +370,13 @@ func (s *sweep) deletePacks(ctx context.Context) error {
 }
 
 // removeObjects is the second: an object goes after its packs, or nobody would
-// find them.
+// find them; and not while its packs are there for something that is dead itself.
 func (s *sweep) removeObjects(ctx context.Context) error {
 	for _, id := range slices.Sorted(maps.Keys(s.dead)) {
 		if s.pinned[id] && !s.l.faults.pinnedGoes {
+			continue
+		}
+		if slices.ContainsFunc(s.dead[id].Packs, func(p string) bool { return s.held[p] }) && !s.l.faults.holderGoes {
 			continue
 		}
 		if !s.opt.DryRun {

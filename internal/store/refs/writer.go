@@ -231,7 +231,7 @@ func (w *Writer) settle(ctx context.Context, commit []byte) error {
 		most = 2 * c.l.tries
 	}
 	for left := most; left > 0; left-- {
-		if left < most-1 && !pause(ctx, time.Second) {
+		if left < most-1 && !c.l.pause(ctx, time.Second) {
 			break
 		}
 		body, cond := commit, bucket.Condition{ETag: c.etag}
