@@ -22,7 +22,7 @@ import time
 ADDRESS = "\0series"
 LIBRARY = os.path.dirname(os.__file__)
 PAGE = 4096
-HEAP = 70000  # records, about 100 MB
+HEAP = 70000  # records, about 80 MB
 WORDS = [f"{a}{b}{c}" for a in "bdfglmnprstv" for b in "aeiou" for c in ("n", "r", "st", "l", "")]
 
 
