@@ -37,6 +37,7 @@ type Image struct {
 
 	mu   sync.Mutex
 	base *engine.Base // nil until it is asked for
+	next int          // segment at which reading ahead goes on
 }
 
 // setTable completes the image.
@@ -210,8 +211,10 @@ func (file *imageFile) readPart(p []byte, off int64) (int, error) {
 	k, slot, rest := im.table.Locate(r, page)
 	n := min(len(p), int(min(int64(rest), f.End(i)-page))*format.PageSize-skip)
 	s := &im.table.Segments[k]
-	if im.hot != nil && !file.bulk {
-		im.hot.noteRead(int(k))
+	if file.bulk {
+		im.ahead(k)
+	} else if im.hot != nil {
+		im.hot.noteRead(k)
 	}
 	if skip == 0 && n%format.PageSize == 0 && !im.vault.direct(s.Codec) && !im.recent.has(k) {
 		if im.packs[s.Pack].Read(p[:n], int(s.First)+slot) {
