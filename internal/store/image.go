@@ -198,20 +198,20 @@ func (f *imageFile) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // readPart reads from an offset as much as lies together.
-func (file *imageFile) readPart(p []byte, off int64) (int, error) {
-	im, f := file.im, &file.im.table.Files[file.file]
+func (f *imageFile) readPart(p []byte, off int64) (int, error) {
+	im, pages := f.im, &f.im.table.Files[f.file]
 	page, skip := off/format.PageSize, int(off%format.PageSize)
-	i := f.Find(page)
-	r := f.Runs[i]
+	i := pages.Find(page)
+	r := pages.Runs[i]
 	if r.Segment == format.Zero {
-		n := int(min(int64(len(p)), f.End(i)*format.PageSize-off))
+		n := int(min(int64(len(p)), pages.End(i)*format.PageSize-off))
 		clear(p[:n])
 		return n, nil
 	}
 	k, slot, rest := im.table.Locate(r, page)
-	n := min(len(p), int(min(int64(rest), f.End(i)-page))*format.PageSize-skip)
+	n := min(len(p), int(min(int64(rest), pages.End(i)-page))*format.PageSize-skip)
 	s := &im.table.Segments[k]
-	if file.bulk {
+	if f.bulk {
 		im.ahead(k)
 	} else if im.hot != nil {
 		im.hot.noteRead(k)
