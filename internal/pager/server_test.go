@@ -42,8 +42,13 @@ type loading struct {
 
 func load(t *testing.T, pages File, rate int64) *loading {
 	t.Helper()
+	return loadBulk(t, pages, nil, rate)
+}
+
+func loadBulk(t *testing.T, pages, bulk File, rate int64) *loading {
+	t.Helper()
 	l := &loading{T: t}
-	l.s = NewServer(Files{State: bytes.NewReader([]byte("state")), Meta: bytes.NewReader(nil), Pages: pages}, rate, func(err error) {
+	l.s = NewServer(Files{State: bytes.NewReader([]byte("state")), Meta: bytes.NewReader(nil), Pages: pages, Bulk: bulk}, rate, func(err error) {
 		if !errors.Is(err, errBroken) {
 			t.Errorf("failed with %v", err)
 		}
@@ -145,6 +150,41 @@ func TestDemandBeforeBulk(t *testing.T) {
 	if _, faults := l.s.Stats(); faults != 1 {
 		t.Errorf("%d reads waited for, want 1", faults)
 	}
+	if n := last * maxReadBytes; !bytes.Equal(l.mem[:n], pages[:n]) {
+		t.Error("other bytes were served")
+	}
+}
+
+// stuck is a source that does not answer for a while.
+type stuck struct {
+	*bytes.Reader
+	until chan struct{}
+}
+
+func (s stuck) ReadAt(p []byte, off int64) (int, error) {
+	<-s.until
+	return s.Reader.ReadAt(p, off)
+}
+
+// A page that the guest waits for does not stand behind bulk reads that take
+// long.
+func TestDemandBesideSlowBulk(t *testing.T) {
+	t.Parallel()
+	pages := make([]byte, 4<<20)
+	random(seeded(t), pages)
+	bulk := stuck{bytes.NewReader(pages), make(chan struct{})}
+	l := loadBulk(t, bytes.NewReader(pages), bulk, 0)
+	last := l.r.MaxParallel() - 1
+	for id := range last {
+		l.read(id, uint64(id)*maxReadBytes, maxReadBytes)
+	}
+	demand := uint64(len(pages)) - 5*pageSize
+	l.read(last, demand, pageSize)
+	if c := await(t, l.r, 1)[0]; c.ID != last || c.Err != nil || !bytes.Equal(l.mem[demand:demand+pageSize], pages[demand:demand+pageSize]) {
+		t.Errorf("the page that was waited for: %+v", c)
+	}
+	close(bulk.until)
+	await(t, l.r, last)
 	if n := last * maxReadBytes; !bytes.Equal(l.mem[:n], pages[:n]) {
 		t.Error("other bytes were served")
 	}

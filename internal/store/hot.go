@@ -100,6 +100,25 @@ func (im *Image) prefetch(order []int) {
 	_ = g.Wait()
 }
 
+// readAhead is how many segments are fetched before the bulk asks for them: the
+// more, the better a link far away is used, and the longer a read that somebody
+// waits for stands behind them.
+const readAhead = 2
+
+// ahead begins to fetch what the bulk wants after segment k.
+func (im *Image) ahead(k int) {
+	if !im.vault.remote || im.vault.cache == nil {
+		return
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	to := min(k+1+readAhead, len(im.table.Segments))
+	for im.next = max(im.next, k+1); im.next < to; im.next++ {
+		next := []int{im.next}
+		im.warming.Go(func() { im.prefetch(next) })
+	}
+}
+
 // leaveHot writes the list of first reads, if the object for it is still the
 // empty one: so it is written once, and never after its checkpoint was deleted.
 func (im *Image) leaveHot() {

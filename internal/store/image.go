@@ -37,6 +37,7 @@ type Image struct {
 
 	mu   sync.Mutex
 	base *engine.Base // nil until it is asked for
+	next int          // segment at which reading ahead goes on
 }
 
 // setTable completes the image.
@@ -197,21 +198,23 @@ func (f *imageFile) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // readPart reads from an offset as much as lies together.
-func (file *imageFile) readPart(p []byte, off int64) (int, error) {
-	im, f := file.im, &file.im.table.Files[file.file]
+func (f *imageFile) readPart(p []byte, off int64) (int, error) {
+	im, pages := f.im, &f.im.table.Files[f.file]
 	page, skip := off/format.PageSize, int(off%format.PageSize)
-	i := f.Find(page)
-	r := f.Runs[i]
+	i := pages.Find(page)
+	r := pages.Runs[i]
 	if r.Segment == format.Zero {
-		n := int(min(int64(len(p)), f.End(i)*format.PageSize-off))
+		n := int(min(int64(len(p)), pages.End(i)*format.PageSize-off))
 		clear(p[:n])
 		return n, nil
 	}
 	k, slot, rest := im.table.Locate(r, page)
-	n := min(len(p), int(min(int64(rest), f.End(i)-page))*format.PageSize-skip)
+	n := min(len(p), int(min(int64(rest), pages.End(i)-page))*format.PageSize-skip)
 	s := &im.table.Segments[k]
-	if im.hot != nil && !file.bulk {
-		im.hot.noteRead(int(k))
+	if f.bulk {
+		im.ahead(k)
+	} else if im.hot != nil {
+		im.hot.noteRead(k)
 	}
 	if skip == 0 && n%format.PageSize == 0 && !im.vault.direct(s.Codec) && !im.recent.has(k) {
 		if im.packs[s.Pack].Read(p[:n], int(s.First)+slot) {

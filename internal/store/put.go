@@ -11,6 +11,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/zeebo/blake3"
 	"github.com/zeebo/xxh3"
@@ -52,7 +53,7 @@ func (s *Store) Put(ctx context.Context, req PutRequest) (id string, _ *Manifest
 	}
 	m, err := p.write(p.w.Context())
 	if errors.Is(err, errBaseGone) { // so what it has of the base is stored anew
-		if err := p.w.Abort(ctx); err != nil {
+		if err := p.abort(ctx); err != nil {
 			return "", nil, err
 		}
 		whole := *req.Capture
@@ -64,10 +65,20 @@ func (s *Store) Put(ctx context.Context, req PutRequest) (id string, _ *Manifest
 		s.wg.Go(func() { s.undo(p.w.ID()) })
 	}
 	if err != nil {
-		return "", nil, errors.Join(noSpace(err, req.Manifest.Checkpoint), p.w.Abort(context.WithoutCancel(ctx)))
+		_ = p.abort(ctx) // it expires by itself
+		return "", nil, noSpace(err, req.Manifest.Checkpoint)
 	}
 	s.learn(p.w.ID(), p.refers, m, p.packed)
 	return p.w.ID(), m, nil
+}
+
+// abortTime bounds how long a failure waits for a bucket that is away.
+const abortTime = 10 * time.Second
+
+func (p *put) abort(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTime)
+	defer cancel()
+	return p.w.Abort(ctx)
 }
 
 var errBaseGone = errors.New("store: the base was deleted meanwhile")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -21,22 +22,7 @@ func TestUpgradedServerWorksWithSandboxesOfTheOldBuild(t *testing.T) {
 	t.Parallel()
 	current, err := harness.Binary()
 	must(t, err)
-	earlier := filepath.Join(t.TempDir(), "oc")
-	must(t, harness.BuildOC(t.Context(), earlier, "oc-engine-earlier"))
-
-	s, err := harness.New("", harness.Settings{"load-rate": slowLoad, "pool": 2})
-	must(t, err)
-	s.Use(earlier)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("from the server's log:\n%s", troubles(s))
-		}
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	must(t, s.Up(t.Context()))
-	oc(t, s, "template", "build", "small")
+	s, earlier := earlierServer(t, harness.Settings{"load-rate": slowLoad, "pool": 2})
 	b := create(t, s)
 	b.count()
 	b.heap(50, 5)
@@ -111,6 +97,37 @@ func TestUpgradedServerWorksWithSandboxesOfTheOldBuild(t *testing.T) {
 	if sb := last.get(); sb.Status != client.StatusRunning {
 		t.Errorf("it is %s", sb.Status)
 	}
+}
+
+// earlierOC is an oc of another build, made once.
+var earlierOC struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// earlierServer brings up a server of an earlier build, and gives its oc too.
+func earlierServer(t *testing.T, settings harness.Settings) (s *harness.Server, binary string) {
+	t.Helper()
+	earlierOC.once.Do(func() {
+		earlierOC.path = filepath.Join(shared.Root, "earlier-oc")
+		earlierOC.err = harness.BuildOC(t.Context(), earlierOC.path, "oc-engine-earlier")
+	})
+	must(t, earlierOC.err)
+	s, err := harness.New("", settings)
+	must(t, err)
+	s.Use(earlierOC.path)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("from the server's log:\n%s", troubles(s))
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, s.Up(t.Context()))
+	oc(t, s, "template", "build", "small")
+	return s, earlierOC.path
 }
 
 // loadedByAPair spawns a checkpoint of another build: a pager of the server's

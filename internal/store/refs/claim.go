@@ -50,7 +50,10 @@ func (l *Log) claim(ctx context.Context, state State, pins []string, declare fun
 		if err != nil {
 			return nil, err
 		}
-		if last = c.create(ctx, body); last != nil {
+		if last = c.create(ctx, body); errors.Is(last, errAway) {
+			break // the next would wait as long
+		}
+		if last != nil {
 			continue // what may still land expires; an id is used once
 		}
 		c.ctx, c.lose = context.WithCancelCause(ctx)
@@ -62,14 +65,20 @@ func (l *Log) claim(ctx context.Context, state State, pins []string, declare fun
 	return nil, fmt.Errorf("refs: create %s object: %w", state, last)
 }
 
+// errAway says that the bucket answers neither a write nor a read.
+var errAway = errors.New("no answer")
+
 // create is successful only if the object is seen to be ours.
 func (c *claim) create(ctx context.Context, body []byte) error {
 	cond := bucket.Condition{Absent: !c.l.faults.createBlind, Volatile: c.volatile}
 	etag, err := c.l.b.Put(ctx, Prefix+c.obj.ID, body, cond)
 	if err != nil {
 		o, found, gerr := c.l.get(ctx, c.obj.ID)
-		if gerr != nil {
+		switch {
+		case errors.Is(gerr, bucket.ErrNotExist), errors.Is(gerr, ErrDamaged), errors.Is(gerr, ErrNewer):
 			return err
+		case gerr != nil:
+			return fmt.Errorf("%w: %w", errAway, err)
 		}
 		if o.State != c.obj.State || !c.ours(o) {
 			return fmt.Errorf("%s is another's: %w", o.ID, err)
