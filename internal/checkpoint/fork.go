@@ -33,7 +33,11 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 		return meta.Checkpoint{}, nil, err
 	}
 	f := &forking{s: s, c: c, frozen: make(chan *frozen, 1), stored: make(chan struct{})}
-	s.wg.Go(f.make)
+	work, cancel := context.WithCancel(s.ctx)
+	s.wg.Go(func() {
+		defer cancel()
+		f.make(work)
+	})
 	select {
 	case capt := <-f.frozen:
 		made, err := f.spawn(ctx, capt, req)
@@ -45,8 +49,9 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 		return now, made, err
 	case <-f.stored: // without a capture
 		return c, nil, f.err
-	case <-ctx.Done(): // it goes on, as a checkpoint
-		go f.unwanted()
+	case <-ctx.Done(): // nobody asked for the checkpoint alone
+		cancel()
+		f.unwanted()
 		return c, nil, ctx.Err()
 	}
 }
@@ -63,10 +68,10 @@ type forking struct {
 }
 
 // make captures the sandbox, and stores the capture.
-func (f *forking) make() {
+func (f *forking) make(ctx context.Context) {
 	defer close(f.stored)
 	c := f.c
-	err := f.s.cfg.Sandboxes.Operate(f.s.ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
+	err := f.s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
 		return f.s.captureAnd(ctx, op, &c, func(capt *frozen) {
 			capt.hold()
 			f.frozen <- capt

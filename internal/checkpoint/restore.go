@@ -68,7 +68,7 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkp
 		if _, err := s.cfg.Meta.Checkpoint(ctx, c.OrgID, c.ID); err != nil { // deleted meanwhile
 			return nil, src, nil, err
 		}
-		err = fault.New(fault.Internal, "checkpoint %s has no data in the store", c.ID).WithHint("oc store check says what else is missing")
+		err = fault.New(fault.Damaged, "checkpoint %s has no data in the store", c.ID).WithHint("oc store check says what else is missing")
 	}
 	err = s.noteDamage(ctx, c, err)
 	if err != nil {
@@ -143,7 +143,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 		sb.CPUs, sb.DiskMB, sb.MemoryMB = c.CPUs, c.DiskMB, max(sb.MemoryMB, c.MemoryMB)
 		restored, err := s.cfg.Sandboxes.Restore(ctx, src, []meta.Sandbox{sb})
 		if err != nil {
-			return err
+			return s.noteDamage(ctx, c, err)
 		}
 		if err := <-verified; err != nil { // all of it, before anything is touched
 			return errors.Join(err, restored.Discard(ctx))
@@ -187,7 +187,7 @@ func (s *Service) spawn(ctx context.Context, c meta.Checkpoint, src sandbox.Sour
 	}
 	restored, err := s.cfg.Sandboxes.Restore(ctx, src, rows)
 	if err != nil {
-		return nil, nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
+		return nil, nil, errors.Join(s.noteDamage(ctx, c, err), s.cfg.Sandboxes.Unplan(ctx, rows))
 	}
 	entered, err := restored.Enter(ctx, rows)
 	if err != nil {

@@ -208,7 +208,7 @@ type disk struct {
 }
 
 // diskMB is its size; the test's server takes about half of it.
-const diskMB = 900
+const diskMB = 1400
 
 func smallDisk(t *testing.T) disk {
 	t.Helper()
@@ -246,9 +246,9 @@ func TestFullDiskRefusesACheckpointAndLeavesNothing(t *testing.T) {
 	b.heap(150, 3)
 	sum := b.heapSum()
 	first := b.checkpoint("fits")
+	b.sh("head -c 150000000 /dev/urandom >more")
 	free := disk.free()
 
-	b.sh("head -c 150000000 /dev/urandom >more")
 	must(t, disk.resize(diskMB-disk.free()+100))
 	refused(t, s, 5, []string{"no space"}, "checkpoint", "create", b.id, "--name", "full")
 	b.countOn(5)
