@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -32,28 +33,33 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return meta.Checkpoint{}, nil, err
 	}
-	f := &forking{s: s, c: c, frozen: make(chan *frozen, 1), stored: make(chan struct{})}
+	f := &forking{s: s, c: c, frozen: make(chan struct{}), stored: make(chan struct{})}
 	work, cancel := context.WithCancel(s.ctx)
 	s.wg.Go(func() {
 		defer cancel()
 		f.make(work)
 	})
 	select {
-	case capt := <-f.frozen:
-		made, err := f.spawn(ctx, capt, req)
-		if err != nil { // nobody asked for the checkpoint alone
-			<-f.stored
-			return c, nil, errors.Join(err, s.Delete(context.WithoutCancel(ctx), orgID, sandboxID, c.ID))
-		}
-		now, err := s.cfg.Meta.CheckpointAnyOrg(context.WithoutCancel(ctx), c.ID)
-		return now, made, err
-	case <-f.stored: // without a capture
-		return c, nil, f.err
+	case <-f.frozen:
 	case <-ctx.Done(): // nobody asked for the checkpoint alone
 		cancel()
-		f.unwanted()
+		<-f.stored
+		if f.capt != nil {
+			f.capt.close()
+		}
 		return c, nil, ctx.Err()
 	}
+	if f.capt == nil {
+		<-f.stored
+		return c, nil, f.err
+	}
+	made, err := f.spawn(ctx, f.capt, req)
+	if err != nil { // nobody asked for the checkpoint alone
+		<-f.stored
+		return c, nil, errors.Join(err, s.Delete(context.WithoutCancel(ctx), orgID, sandboxID, c.ID))
+	}
+	now, err := s.cfg.Meta.CheckpointAnyOrg(context.WithoutCancel(ctx), c.ID)
+	return now, made, err
 }
 
 // forking is a Fork in progress: one goroutine captures and stores, another makes
@@ -62,7 +68,8 @@ type forking struct {
 	s *Service
 	c meta.Checkpoint
 
-	frozen chan *frozen  // one, to be closed by who takes it, or none
+	frozen chan struct{} // closed when there is a capture, or will be none
+	capt   *frozen       // by then; to be closed by Fork
 	stored chan struct{} // closed at the end
 	err    error         // of it, by then
 }
@@ -70,26 +77,19 @@ type forking struct {
 // make captures the sandbox, and stores the capture.
 func (f *forking) make(ctx context.Context) {
 	defer close(f.stored)
+	told := sync.OnceFunc(func() { close(f.frozen) })
+	defer told()
 	c := f.c
 	err := f.s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
 		return f.s.captureAnd(ctx, op, &c, func(capt *frozen) {
 			capt.hold()
-			f.frozen <- capt
+			f.capt = capt
+			told()
 		})
 	})
 	if err != nil {
 		f.s.fail(f.s.ctx, &c, err)
 		f.err = explain(err, "the checkpoint of sandbox %s failed", c.SandboxID)
-	}
-}
-
-// unwanted gives back a capture that nobody waits for any more.
-func (f *forking) unwanted() {
-	<-f.stored
-	select {
-	case capt := <-f.frozen:
-		capt.close()
-	default:
 	}
 }
 
