@@ -86,37 +86,37 @@ def heap():
 def packages():
     """Unpacking and editing package trees."""
     r = random.Random(2)
-    copy("/work/first")
-    copy("/work/libraries", "/usr/lib/x86_64-linux-gnu")
+    copy("/series/first")
+    copy("/series/libraries", "/usr/lib/x86_64-linux-gnu")
     yield
-    edit(r, "/work/first", 150)
+    edit(r, "/series/first", 150)
     yield
-    with tarfile.open("/work/first.tar.gz", "w:gz", compresslevel=1) as t:
-        t.add("/work/first", "second")
-    with tarfile.open("/work/first.tar.gz") as t:
-        t.extractall("/work")
+    with tarfile.open("/series/first.tar.gz", "w:gz", compresslevel=1) as t:
+        t.add("/series/first", "second")
+    with tarfile.open("/series/first.tar.gz") as t:
+        t.extractall("/series")
     yield
-    edit(r, "/work/second", 150)
-    os.remove("/work/first.tar.gz")
+    edit(r, "/series/second", 150)
+    os.remove("/series/first.tar.gz")
     yield
-    shutil.rmtree("/work/first")
-    copy("/work/third", os.path.join(LIBRARY, "encodings"))
+    shutil.rmtree("/series/first")
+    copy("/series/third", os.path.join(LIBRARY, "encodings"))
     yield
-    compileall.compile_dir("/work/second", quiet=2, force=True, maxlevels=1)
+    compileall.compile_dir("/series/second", quiet=2, force=True, maxlevels=1)
     yield
-    edit(r, "/work/second", 300)
+    edit(r, "/series/second", 300)
     yield
 
 
 def forks():
     """One base, diverging forks: every step after the first is a fork's own."""
     records = Records(HEAP)
-    copy("/work/tree", os.path.join(LIBRARY, "encodings"))
+    copy("/series/tree", os.path.join(LIBRARY, "encodings"))
     n = yield
     r = random.Random(n)
     records.grow(r, 1500)
     records.change(r, 300)
-    edit(r, "/work/tree", 30)
+    edit(r, "/series/tree", 30)
     yield
 
 
@@ -142,15 +142,15 @@ def session():
     """A mixed session: a heap, files, and processes that stay."""
     r = random.Random(5)
     records = Records(HEAP // 2)
-    copy("/work/tree", os.path.join(LIBRARY, "asyncio"))
+    copy("/series/tree", os.path.join(LIBRARY, "asyncio"))
     children = []
     for n in range(1, 100):
         yield
         records.grow(r, 800)
         records.change(r, 300)
-        copy(f"/work/tree-{n}", os.path.join(LIBRARY, ("json", "email", "unittest", "http", "xml", "encodings")[n % 6]))
-        edit(r, "/work", 20)
-        with open(f"/work/records-{n}.json", "w") as f:
+        copy(f"/series/tree-{n}", os.path.join(LIBRARY, ("json", "email", "unittest", "http", "xml", "encodings")[n % 6]))
+        edit(r, "/series", 20)
+        with open(f"/series/records-{n}.json", "w") as f:
             json.dump(list(records.all.values())[-2000:], f)
         c = subprocess.Popen([sys.executable, "-c", "import asyncio, json, sys; d = [str(i) for i in range(50000)]; print(flush=True); sys.stdin.read()"],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -181,7 +181,7 @@ def noise():
 
 
 def serve(name):
-    os.makedirs("/work", exist_ok=True)
+    os.makedirs("/series", exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(ADDRESS)
     listener.listen()
