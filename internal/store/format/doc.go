@@ -6,8 +6,8 @@
 // they are sealed with and why they are wanted is not its business.
 //
 // Invariants: a decoder takes any bytes, allocates no more than in proportion to
-// their number, and gives either what an encoder was given or ErrFormat; equal
-// inputs encode to equal bytes.
+// their number, and gives either what an encoder was given or ErrFormat; what it
+// accepts encodes to the same bytes again.
 package format
 
 import (
@@ -25,6 +25,10 @@ const SegmentPages = 64
 
 // MaxSegmentPages is how many a reader accepts.
 const MaxSegmentPages = 1024
+
+// maxStored is how many bytes of a segment as stored a reader accepts: its pages,
+// and what sealing adds.
+const maxStored = MaxSegmentPages*PageSize + PageSize
 
 // ErrFormat says that bytes are not what they should be; it is wrapped with what
 // is wrong.
@@ -46,7 +50,8 @@ const (
 	Zstd Codec = 1 // one zstd frame (RFC 8878)
 )
 
-// cursor reads numbers, and remembers that there were too few bytes.
+// cursor reads numbers, and remembers that there were too few bytes, or a number
+// in more bytes than it needs: every list has one encoding.
 type cursor struct {
 	b   []byte
 	bad bool
@@ -54,7 +59,7 @@ type cursor struct {
 
 func (c *cursor) uint() uint64 {
 	v, n := binary.Uvarint(c.b)
-	if n <= 0 {
+	if n <= 0 || n > 1 && c.b[n-1] == 0 {
 		c.bad, c.b = true, nil
 		return 0
 	}

@@ -23,7 +23,7 @@ func EncodeHashes(seed uint64, hashes []uint64) []byte {
 // DecodeHashes reads them; there must be n.
 func DecodeHashes(b []byte, n int64) (seed uint64, hashes []uint64, err error) {
 	const head = len(hashesMagic) + 8
-	if len(b) < head || string(b[:len(hashesMagic)]) != hashesMagic || int64(len(b)-head) != 8*n {
+	if len(b) < head || string(b[:len(hashesMagic)]) != hashesMagic || (len(b)-head)%8 != 0 || int64(len(b)-head)/8 != n {
 		return 0, nil, malformed("not the hashes of %d pages", n)
 	}
 	seed = binary.LittleEndian.Uint64(b[len(hashesMagic):])

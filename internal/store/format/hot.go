@@ -33,7 +33,7 @@ func DecodeHot(b []byte, n int) ([]int, error) {
 	var out []int
 	for len(c.b) > 0 {
 		s := c.uint()
-		if c.bad || s >= uint64(n) || len(out) == n {
+		if c.bad || n < 0 || s >= uint64(n) || len(out) == n {
 			return nil, malformed("number %d in a list of first reads is %d, of %d segments", len(out), s, n)
 		}
 		out = append(out, int(s))

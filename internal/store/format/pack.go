@@ -71,7 +71,7 @@ func EndPack(b, index []byte) []byte {
 // Footer tells where the index of a pack of the size is, and its hash as it is
 // stored; tail is the pack's last FooterSize bytes.
 func Footer(tail []byte, packSize int64) (offset int64, size int, sum Hash, err error) {
-	if len(tail) != FooterSize || string(tail[36:]) != packEnd {
+	if len(tail) != FooterSize || packSize < int64(FooterSize) || string(tail[36:]) != packEnd {
 		return 0, 0, sum, malformed("a pack without an end")
 	}
 	size = int(binary.LittleEndian.Uint32(tail))
@@ -93,7 +93,7 @@ func DecodeIndex(b []byte, end int64) ([]PackedSegment, error) {
 		n := int(binary.LittleEndian.Uint16(b[4:]))
 		s := PackedSegment{Size: binary.LittleEndian.Uint32(b), Codec: Codec(b[6])}
 		copy(s.Sum[:], b[8:])
-		if b[7] != 0 || n == 0 || n > MaxSegmentPages || s.Codec > Zstd {
+		if b[7] != 0 || n == 0 || n > MaxSegmentPages || s.Size > maxStored || s.Codec > Zstd {
 			return nil, malformed("an index with an impossible segment")
 		}
 		if b = b[segmentHead:]; len(b) < n*len(Hash{}) {

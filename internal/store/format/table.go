@@ -159,13 +159,15 @@ func DecodeTable(b []byte) (*Table, error) {
 	}
 	c := &cursor{b: b[len(tableMagic):]}
 	t := &Table{}
-	for range c.count(1) {
-		t.Packs = append(t.Packs, string(c.bytes(int(c.size(maxName)))))
+	for range c.count(2) {
+		name := string(c.bytes(int(c.size(maxName))))
+		c.bad = c.bad || name == ""
+		t.Packs = append(t.Packs, name)
 	}
 	n := c.count(38)
 	t.Segments = make([]Segment, 0, n)
 	for range n {
-		s := Segment{Pack: uint32(c.size(1<<31 - 1)), Offset: c.size(maxFile), Size: uint32(c.size(1 << 30)), First: uint32(c.size(1<<32 - 1)), Pages: uint16(c.size(MaxSegmentPages)), Codec: Codec(c.size(uint64(Zstd)))}
+		s := Segment{Pack: uint32(c.size(1<<31 - 1)), Offset: c.size(maxFile), Size: uint32(c.size(maxStored)), First: uint32(c.size(1<<32 - 1)), Pages: uint16(c.size(MaxSegmentPages)), Codec: Codec(c.size(uint64(Zstd)))}
 		copy(s.Sum[:], c.bytes(len(s.Sum)))
 		if int(s.Pack) >= len(t.Packs) || s.Pages == 0 {
 			c.bad = true
@@ -183,10 +185,10 @@ func DecodeTable(b []byte) (*Table, error) {
 	n = c.count(3)
 	t.Ranges = make([]Range, 0, n)
 	var total uint64
-	for range n {
-		r := Range{Source: uint32(c.size(1<<32 - 1)), Offset: c.uint(), Length: uint64(c.size(maxFile))}
+	for i := range n {
+		r := Range{Source: uint32(c.size(1<<32 - 1)), Offset: uint64(c.size(1<<63 - 1)), Length: uint64(c.size(maxFile))}
 		total += r.Length
-		if r.Length == 0 || total > maxFile {
+		if r.Length == 0 || total > maxFile || r.Offset%PageSize != 0 || r.Length%PageSize != 0 && i < n-1 {
 			c.bad = true
 		}
 		t.Ranges = append(t.Ranges, r)
@@ -213,7 +215,10 @@ func (t *Table) decodeFile(c *cursor) File {
 			c.bad = true
 			return f
 		}
-		page += count
+		if page += count; page > f.Pages() {
+			c.bad = true // now: the sum of all may wrap
+			return f
+		}
 		f.Runs = append(f.Runs, r)
 	}
 	if page != f.Pages() {
