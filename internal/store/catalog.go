@@ -15,12 +15,12 @@ import (
 type catalog struct {
 	mu      sync.Mutex
 	objects map[string]*known
-	holders map[string][]string // ids of the objects that list a pack
+	holders map[string][]string // ids of the objects that list a pack of pages
 }
 
 type known struct {
-	checkpoint    string // the id that users see
-	packs         []string
+	checkpoint    string   // the id that users see
+	packs         []string // of pages
 	build, image  string
 	engine, erofs *Blob
 }
@@ -29,8 +29,11 @@ func newCatalog() *catalog {
 	return &catalog{objects: map[string]*known{}, holders: map[string][]string{}}
 }
 
-// add remembers a committed object.
-func (c *catalog) add(id string, packs []string, m *Manifest) {
+// add remembers a committed object and which of the keys that it lists are packs
+// of pages: those that its manifest does not name itself.
+func (c *catalog) add(id string, keys []string, m *Manifest) {
+	own := m.objects()
+	packs := slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return slices.Contains(own, k) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.objects[id] != nil {
@@ -118,7 +121,8 @@ func (c *catalog) cover(pins []string, pages map[string]int, m Manifest) []strin
 	return pins
 }
 
-// needs tells whether a remembered checkpoint lists a pack.
+// needs tells whether a key is a pack of pages that a remembered checkpoint
+// lists.
 func (c *catalog) needs(pack string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

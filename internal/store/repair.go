@@ -91,7 +91,7 @@ func (s *Store) Reindex(ctx context.Context, progress func(done, total int64)) (
 				return added, fmt.Errorf("store: %w", err)
 			}
 			added++
-		case !damage(err): // tables and the like are no packs; Check tells of damage
+		case !damage(err): // of damage Check tells
 			return added, fmt.Errorf("store: %w", err)
 		}
 		if done += o.Size; progress != nil {

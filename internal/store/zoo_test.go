@@ -415,6 +415,24 @@ func TestReindex(t *testing.T) {
 	}
 }
 
+// What is in no pack of pages is not read to complete the index.
+func TestReindexReadsOnlyPacks(t *testing.T) {
+	t.Parallel()
+	x := newExhibit(t)
+	b := &counted{Bucket: x.b, reads: map[string]int{}}
+	fresh := openStore(t, b)
+	n, err := fresh.Reindex(t.Context(), nil)
+	if err != nil || n < 2 || b.total() != 2*n { // its footer and its index
+		t.Errorf("%d packs with %d reads, %v", n, b.total(), err)
+	}
+	if n, err := fresh.Reindex(t.Context(), nil); err != nil || n != 0 {
+		t.Errorf("%d packs again, %v", n, err)
+	}
+	if again := b.total(); again != 2*n {
+		t.Errorf("%d reads where nothing is missing", again-2*n)
+	}
+}
+
 // Every request of a Put may fail, before or after its effect, or be the last
 // one: afterwards the checkpoint is there, and right, or it is not, nobody else is
 // harmed, and what is left over can be freed.
