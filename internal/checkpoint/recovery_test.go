@@ -60,6 +60,7 @@ func TestRecovery(t *testing.T) {
 	sb := n.box(t, "s")
 	good, lost, going := n.checkpoint(t, sb.ID, "good"), n.checkpoint(t, sb.ID, "lost"), n.checkpoint(t, sb.ID, "going")
 	n.stop()
+	n.openStore(t)
 	if err := n.store.Delete(t.Context(), lost.Object); err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,6 @@ func TestRecovery(t *testing.T) {
 	if err := errors.Join(n.Meta.UpdateCheckpoint(t.Context(), &going), n.Meta.InsertCheckpoint(t.Context(), &half, 0)); err != nil {
 		t.Fatal(err)
 	}
-	n.openStore(t)
 	n.stray(t, half.ID)
 	n.stray(t, "cp-norow")
 	n.store.Close()

@@ -64,6 +64,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 	}
 	ix, err := index.Open(filepath.Join(cfg.State, "pages"), log)
 	if err != nil {
+		v.close()
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	s := newStore(cfg, v, ix, log)
@@ -93,32 +94,54 @@ func newStore(cfg Config, v *vault, ix *index.Index, log *slog.Logger) *Store {
 
 var refsConfig = refs.Config{Roots: []string{kindEngine + "/", kindImage + "/"}}
 
-func openVault(ctx context.Context, cfg Config) (*vault, error) {
-	v := &vault{remote: cfg.S3 != nil}
-	var err error
-	if cfg.S3 != nil {
-		var b *s3.Bucket
-		if b, err = s3.Open(ctx, *cfg.S3); err == nil {
-			*cfg.S3 = b.Config() // another process may not have our environment
-			v.b = b
+func openVault(ctx context.Context, cfg Config) (_ *vault, err error) {
+	v := &vault{}
+	if err := v.openBucket(ctx, cfg); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			v.close()
 		}
-	} else {
-		v.b, err = dir.Open(cfg.Dir, durable.Disk{})
+	}()
+	if cfg.KeyFile != "" {
+		if v.keys, err = seal.LoadKeys(cfg.KeyFile); err != nil {
+			return nil, err
+		}
 	}
-	if err == nil && cfg.KeyFile != "" {
-		v.keys, err = seal.LoadKeys(cfg.KeyFile)
+	if cfg.Cache != "" {
+		if v.cache, err = cache.Open(cfg.Cache, cfg.CacheBytes); err != nil {
+			return nil, err
+		}
 	}
-	if err == nil && cfg.Cache != "" {
-		v.cache, err = cache.Open(cfg.Cache, cfg.CacheBytes)
-	}
-	return v, err
+	return v, nil
 }
 
-// Close ends what goes on in the background.
+func (v *vault) openBucket(ctx context.Context, cfg Config) error {
+	if cfg.S3 == nil {
+		b, err := dir.Open(cfg.Dir, durable.Disk{})
+		if err != nil {
+			return err
+		}
+		v.b, v.end = b, func() { _ = b.Close() } // what it leaves the next one removes
+		return nil
+	}
+	b, err := s3.Open(ctx, *cfg.S3)
+	if err != nil {
+		return err
+	}
+	*cfg.S3 = b.Config() // another process may not have our environment
+	v.b, v.end, v.remote = b, b.Close, true
+	return nil
+}
+
+// Close ends what goes on in the background. Nothing may be asked of the store
+// after it, nor of what it opened.
 func (s *Store) Close() {
 	s.cancel()
 	s.wg.Wait()
 	_ = s.index.Close() // can be made anew
+	s.vault.close()
 }
 
 // Location names a checkpoint of this store for Reach, in another process.
@@ -170,7 +193,17 @@ func reach(ctx context.Context, l location) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return v.image(ctx, refs.New(v.b, refsConfig), l.Object, l.Name)
+	im, err := v.image(ctx, refs.New(v.b, refsConfig), l.Object, l.Name)
+	if err != nil {
+		v.close()
+		return nil, err
+	}
+	release := im.release
+	im.release = func() {
+		release()
+		v.close()
+	}
+	return im, nil
 }
 
 // Image opens a checkpoint and claims its data: until the image is closed, it

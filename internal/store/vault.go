@@ -19,6 +19,14 @@ type vault struct {
 	keys   *seal.Keys   // nil: nothing is sealed
 	cache  *cache.Cache // nil: there is none
 	remote bool
+	end    func() // gives back what the bucket holds; nil: nothing
+}
+
+// close ends the use of the bucket, of which nothing may be asked after it.
+func (v *vault) close() {
+	if v.end != nil {
+		v.end()
+	}
 }
 
 // indexPart is the associated number of a pack's index; those of its segments
