@@ -70,7 +70,7 @@ func (s *Store) Check(ctx context.Context, readData bool, progress func(done, to
 			claimed[k] = claimed[o.ID]
 		}
 		if err != nil {
-			c.problem(Problem{Object: o.ID, Key: manifestName(o.ID), What: err.Error()})
+			c.problem(Problem{Object: o.ID, Key: manifestName(o.ID), What: err.Error(), Harmless: errors.Is(err, refs.ErrNewer)})
 		} else if o.State == refs.Committed {
 			claimed[o.ID] = false // it lists what it needs
 			c.checkpoint(ctx, o)

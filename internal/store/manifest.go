@@ -114,8 +114,7 @@ func decodeManifest(name string, raw []byte) (*Manifest, error) {
 		return nil, Damaged(name, "its manifest is of format %q version %d", head.Format, head.Version)
 	}
 	if head.Version > FormatVersion {
-		return nil, fault.New(fault.Invalid, "checkpoint %s has format version %d; this release reads up to %d", name, head.Version, FormatVersion).
-			WithHint("upgrade oc")
+		return nil, newer(fault.New(fault.Invalid, "checkpoint %s has format version %d; this release reads up to %d", name, head.Version, FormatVersion))
 	}
 	m := new(Manifest)
 	if err := json.Unmarshal(body, m); err != nil {
@@ -124,12 +123,18 @@ func decodeManifest(name string, raw []byte) (*Manifest, error) {
 	return m, m.plausible()
 }
 
+// newer tells what to do about what this release does not know.
+func newer(f *fault.Fault) *fault.Fault { return f.WithHint("upgrade oc") }
+
 // plausible checks what other code allocates by.
 func (m *Manifest) plausible() error {
 	all := []Object{m.Table, m.Hashes}
 	for _, b := range []*Blob{m.Engine, m.Image} {
 		if b != nil {
 			all = append(all, b.Parts...)
+			if b.Size < 0 {
+				return Damaged(m.Checkpoint, "its manifest names a file of %d bytes", b.Size)
+			}
 		}
 	}
 	for _, o := range all {

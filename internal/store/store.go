@@ -221,6 +221,9 @@ func (v *vault) image(ctx context.Context, log *refs.Log, id, name string) (_ *I
 	if errors.Is(err, refs.ErrDamaged) {
 		return nil, Damaged(name, "%v", err)
 	}
+	if errors.Is(err, refs.ErrNewer) {
+		return nil, newer(fault.Wrap(fault.Invalid, err, "checkpoint %s was written by a later release", name))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
