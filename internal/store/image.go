@@ -31,6 +31,7 @@ type Image struct {
 	cancel   context.CancelFunc
 	release  func()
 	packs    []*cached // by number in the table
+	proven   proven
 	recent   recent
 	hot      *hot // nil: first reads are not remembered
 	warming  sync.WaitGroup
@@ -42,7 +43,8 @@ type Image struct {
 
 // setTable completes the image.
 func (im *Image) setTable(t *format.Table) {
-	im.table = t
+	im.table, im.proven = t, newProven(len(t.Segments))
+	im.recent.widen(1)
 	im.ranges = make([]engine.PageRange, len(t.Ranges))
 	for i, r := range t.Ranges {
 		im.ranges[i] = engine.PageRange(r)
@@ -74,6 +76,10 @@ func (im *Image) Close() {
 		im.release()
 	}
 }
+
+// Share prepares for so many who read the image at once. It is called before the
+// first read.
+func (im *Image) Share(readers int) { im.recent.widen(readers) }
 
 // File implements Checkpoint.
 func (im *Image) File(name string) File {
@@ -117,7 +123,7 @@ func (im *Image) Verify(ctx context.Context, progress func(done, total int64)) e
 func (im *Image) verify(ctx context.Context, i int) error {
 	s := &im.table.Segments[i]
 	if im.vault.direct(s.Codec) {
-		_, err := im.stored(ctx, s)
+		_, err := im.stored(ctx, i)
 		return err
 	}
 	if im.packs[s.Pack].Has(int(s.First), int(s.Pages)) {
@@ -228,16 +234,21 @@ func (f *imageFile) readPart(p []byte, off int64) (int, error) {
 	return copy(p[:n], raw[slot*format.PageSize+skip:]), nil
 }
 
-// stored reads a segment as it is stored and verifies it.
-func (im *Image) stored(ctx context.Context, s *format.Segment) ([]byte, error) {
+// stored reads segment i as it is stored and verifies it.
+func (im *Image) stored(ctx context.Context, i int) ([]byte, error) {
+	s := &im.table.Segments[i]
 	b := make([]byte, s.Size)
 	pack := im.table.Packs[s.Pack]
 	if err := im.vault.b.ReadAt(ctx, pack, b, s.Offset); err != nil {
 		return nil, im.unreadable(err, "its pack %s", pack)
 	}
+	if im.proven.is(i, b) {
+		return b, nil
+	}
 	if blake3.Sum256(b) != s.Sum {
 		return nil, Damaged(im.manifest.Checkpoint, "the segment at %d of its pack %s does not match its hash", s.Offset, pack)
 	}
+	im.proven.add(i, b)
 	return b, nil
 }
 
@@ -264,7 +275,7 @@ var decoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDe
 // cache.
 func (im *Image) fetch(ctx context.Context, i int) ([]byte, error) {
 	s := &im.table.Segments[i]
-	b, err := im.stored(ctx, s)
+	b, err := im.stored(ctx, i)
 	if err != nil {
 		return nil, err
 	}
@@ -285,67 +296,4 @@ func (im *Image) fetch(ctx context.Context, i int) ([]byte, error) {
 		im.packs[s.Pack].Write(b, int(s.First))
 	}
 	return b, nil
-}
-
-// recent keeps the segments read last, because pages are asked for in pieces,
-// and sees that nobody fetches what somebody is fetching.
-type recent struct {
-	mu     sync.Mutex
-	kept   [16]*lastRead
-	next   int
-	flying map[int]*lastRead // being fetched
-}
-
-type lastRead struct {
-	segment int
-	done    chan struct{}
-	b       []byte
-	err     error
-}
-
-func (r *recent) find(segment int) (l *lastRead, kept bool) {
-	for _, l := range r.kept {
-		if l != nil && l.segment == segment {
-			return l, true
-		}
-	}
-	return r.flying[segment], false
-}
-
-func (r *recent) has(segment int) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	l, _ := r.find(segment)
-	return l != nil
-}
-
-// get gives a segment; with keep it will be asked for again.
-func (r *recent) get(segment int, keep bool, fetch func() ([]byte, error)) ([]byte, error) {
-	r.mu.Lock()
-	l, kept := r.find(segment)
-	found := l != nil
-	if !found {
-		l = &lastRead{segment: segment, done: make(chan struct{})}
-		if r.flying == nil {
-			r.flying = map[int]*lastRead{}
-		}
-		r.flying[segment] = l
-	}
-	if keep && !kept {
-		r.kept[r.next], r.next = l, (r.next+1)%len(r.kept)
-	}
-	r.mu.Unlock()
-	if found {
-		<-l.done
-		return l.b, l.err
-	}
-	l.b, l.err = fetch()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.flying, segment)
-	if i := slices.Index(r.kept[:], l); l.err != nil && i >= 0 { // to be tried again
-		r.kept[i] = nil
-	}
-	close(l.done)
-	return l.b, l.err
 }
