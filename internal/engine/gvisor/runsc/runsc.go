@@ -37,6 +37,7 @@ func Invoked(argv []string) bool {
 // Main runs runsc on os.Args and exits the process. Only what the engine uses
 // and what an operator needs to look into a sandbox is linked in.
 func Main() {
+	provideFilter()
 	cli.Run(nil, map[util.SubCommand]string{
 		new(cmd.Create):       "",
 		new(cmd.Delete):       "",
