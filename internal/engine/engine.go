@@ -159,11 +159,13 @@ type Target struct {
 	Prepared Process
 }
 
-// Restoring is a restore in progress: its targets run as soon as Restore
-// returned, while their memory still loads.
+// Restoring is a restore in progress: its targets come to run one after the
+// other, while their memory still loads.
 type Restoring interface {
 	// Processes are the targets' records, in order.
 	Processes() []Process
+	// Await waits until target i runs; its error says why it does not.
+	Await(ctx context.Context, i int) error
 	// Pager is the durable record of the process that serves the pages.
 	Pager() Process
 	// Hold freezes target i, Resume lets it run.
@@ -173,8 +175,9 @@ type Restoring interface {
 	Loaded() <-chan struct{}
 	// Err says, after Loaded, why target i was lost; nil if it is loaded.
 	Err(i int) error
-	// Release lets the pager end by itself once everything is loaded; no
-	// Hold or Resume after it.
+	// Release says that the targets are somebody's, or nobody's: the pager loads
+	// also what no guest waits for, and ends by itself once everything is there.
+	// No Hold or Resume after it.
 	Release()
 }
 
@@ -218,7 +221,8 @@ type Driver interface {
 	Capture(ctx context.Context, p Process, opts CaptureOptions) (*Capture, error)
 	// CaptureHeld is Capture, but leaves the generation frozen, for limit at most.
 	CaptureHeld(ctx context.Context, p Process, opts CaptureOptions, limit time.Duration) (*Capture, Held, error)
-	// Restore starts the targets from an artefact, by the build that wrote it.
+	// Restore begins to start the targets from an artefact, by the build that
+	// wrote it. After an error there are none.
 	Restore(ctx context.Context, src Source, targets []Target) (Restoring, error)
 	// Hurry makes a pager load at full rate, because somebody waits for it.
 	Hurry(pager Process)

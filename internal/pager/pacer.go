@@ -14,7 +14,15 @@ const (
 	// for long.
 	impatient = time.Millisecond
 	patient   = 64 * time.Millisecond
+	// crowded is patient for one of many that load at once: it bounds what all of
+	// them together cost while they wait, which is every so often times crowd.
+	crowd   = 4 * time.Millisecond
+	crowded = 512 * time.Millisecond
 )
+
+// patienceOf is how long each of n engines is kept waiting at most once its
+// guest runs.
+func patienceOf(n int) time.Duration { return min(max(patient, time.Duration(n)*crowd), crowded) }
 
 // pacer holds the reads of the bulk back so that they come at a rate.
 //
@@ -24,15 +32,18 @@ const (
 // with a hundred sandboxes that load slowly, these were 40 % of all CPU time.
 // A guest touches pages in bursts. Therefore the chances are rare while nothing
 // is waited for, and quick for a moment after something was; what came early is
-// made up for later. Before the guest runs there are only these chances: what is
-// loaded then takes CPU time from the engine, which reads its state.
+// made up for later. Before the bulk is to come there are only these chances: what
+// is loaded then takes CPU time from the engine, which reads its state, and from
+// those that shall answer.
 type pacer struct {
 	rate *atomic.Int64 // bytes/s; 0: unlimited
+	most time.Duration // the longest patience once the guest runs
 
 	mu       sync.Mutex
 	held     []heldRead
 	timer    *time.Timer
-	begun    bool // the guest runs
+	runs     bool // the guest
+	begun    bool // the bulk
 	closed   bool
 	patience time.Duration // the longest wait for the next read, whatever the rate
 	owed     float64       // bytes that went out ahead of the rate
@@ -46,18 +57,29 @@ type heldRead struct {
 	out  func()
 }
 
-func newPacer(rate *atomic.Int64) *pacer {
-	p := &pacer{rate: rate, patience: impatient, settled: time.Now()}
+func newPacer(rate *atomic.Int64, most time.Duration) *pacer {
+	p := &pacer{rate: rate, most: most, patience: impatient, settled: time.Now()}
 	p.timer = time.AfterFunc(0, p.next)
 	return p
 }
 
-// begin is told that the guest runs.
-func (p *pacer) begin() {
+// run is told that the guest runs.
+func (p *pacer) run() {
 	p.mu.Lock()
-	p.begun = true
+	p.runs = true
 	p.mu.Unlock()
 	p.hasten() // what it touches first
+}
+
+// begin is told that the bulk is to come. A second time is nothing.
+func (p *pacer) begin() {
+	p.mu.Lock()
+	begun := p.begun
+	p.begun = true
+	p.mu.Unlock()
+	if !begun {
+		p.hasten()
+	}
 }
 
 // hold lets a read out when it is its turn.
@@ -86,7 +108,7 @@ func (p *pacer) hasten() {
 // arm sets the timer for the first of the held. p.mu is held.
 func (p *pacer) arm() {
 	rate, now := float64(p.rate.Load()), time.Now()
-	if rate == 0 {
+	if rate == 0 && p.begun {
 		p.owed, p.settled = 0, now
 		p.timer.Reset(0)
 		return
@@ -110,7 +132,11 @@ func (p *pacer) next() {
 	r := p.held[0]
 	p.held = p.held[1:]
 	p.owed += float64(r.size)
-	p.patience = min(2*p.patience, patient)
+	most := patient
+	if p.runs {
+		most = p.most
+	}
+	p.patience = min(2*p.patience, most)
 	if len(p.held) > 0 {
 		p.arm()
 	}

@@ -17,10 +17,13 @@ type paced struct {
 	out   []time.Duration
 }
 
-func newPaced(rate int64, reads int) *paced {
+func newPaced(rate int64, reads int) *paced { return newPacedAmong(rate, reads, 1) }
+
+// newPacedAmong is newPaced for one of n that load at once.
+func newPacedAmong(rate int64, reads, n int) *paced {
 	p := &paced{start: time.Now()}
 	p.rate.Store(rate)
-	p.pacer = newPacer(&p.rate)
+	p.pacer = newPacer(&p.rate, patienceOf(n))
 	for range reads {
 		p.hold(heldRead{maxReadBytes, func() { p.out = append(p.out, time.Since(p.start)) }})
 	}
@@ -60,14 +63,41 @@ func TestRate(t *testing.T) {
 	})
 }
 
-// Before the guest runs there is little of the bulk, and afterwards it comes soon.
+// One of many that load at once, whose guest runs and waits for nothing, is quiet
+// until the bulk is to come; a page that it waits for is not late, and what
+// follows comes quickly.
+func TestQuietAmongMany(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const n = 100
+		p := newPacedAmong(0, 1000, n)
+		defer p.close()
+		p.run()
+		if got := p.count(2 * patienceOf(n)); got > 10 {
+			t.Errorf("%d reads at once after the guest began to run", got)
+		}
+		if got := p.count(10 * patienceOf(n)); got < 9 || got > 11 {
+			t.Errorf("%d reads in the time of ten, the bound lifted before the bulk was to come", got)
+		}
+		p.hasten()
+		if got := p.count(15 * impatient); got < 3 {
+			t.Errorf("%d reads just after a page was waited for", got)
+		}
+		p.begin()
+		if p.count(patient); len(p.out) != 1000 {
+			t.Errorf("%d reads of 1000 came out when the bulk was to come without a bound", len(p.out))
+		}
+	})
+}
+
+// Before the bulk is to come there is little of it, and then it comes soon.
 func TestBegin(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := newPaced(100*maxReadBytes, 1000)
 		defer p.close()
 		if n := p.count(2 * time.Second); n > 40 {
-			t.Errorf("%d reads in two seconds before the guest runs", n)
+			t.Errorf("%d reads in two seconds before the bulk is to come", n)
 		}
 		p.begin()
 		if n := p.count(time.Second); n < 95 {

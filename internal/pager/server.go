@@ -42,9 +42,10 @@ type Server struct {
 	once   sync.Once
 }
 
-// NewServer makes a server. rate bounds the bulk loading in bytes/s (0: not at
-// all); failed is called once, with the first error of a read.
-func NewServer(f Files, rate int64, failed func(error)) *Server {
+// NewServer makes a server, one of so many that load together. rate bounds the
+// bulk loading in bytes/s (0: not at all); failed is called once, with the first
+// error of a read.
+func NewServer(f Files, rate int64, together int, failed func(error)) *Server {
 	s := &Server{failed: failed, files: map[string]File{
 		checkpointfiles.StateFileName:         f.State,
 		checkpointfiles.PagesMetadataFileName: f.Meta,
@@ -54,12 +55,16 @@ func NewServer(f Files, rate int64, failed func(error)) *Server {
 		s.later = f.Pages
 	}
 	s.rate.Store(rate)
-	s.bulk = newPacer(&s.rate)
+	s.bulk = newPacer(&s.rate, patienceOf(together))
 	return s
 }
 
 // Serve starts serving and gives the engine's end of the connection.
 func (s *Server) Serve() (*os.File, error) { return serve(readServer{s}) }
+
+// Begin has the bulk come, of which there is little before: the guest has its
+// first work behind it, or somebody waits for all of its memory.
+func (s *Server) Begin() { s.bulk.begin() }
 
 // SetRate changes the bound of the bulk loading, in bytes/s; 0 lifts it.
 func (s *Server) SetRate(rate int64) { s.rate.Store(rate) }
@@ -91,7 +96,7 @@ func (r readServer) OpenRead(path string) (stateio.AsyncReader, error) {
 	}
 	switch path {
 	case checkpointfiles.StateFileName:
-		rd.closed = r.s.bulk.begin // the engine closes it when it lets its guest run
+		rd.closed = r.s.bulk.run // the engine closes it when it lets its guest run
 	case checkpointfiles.PagesFileName:
 		rd.seen = make([]bool, f.Size()/pageSize+1)
 		rd.closed = r.s.bulk.close

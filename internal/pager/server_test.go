@@ -48,12 +48,13 @@ func load(t *testing.T, pages File, rate int64) *loading {
 func loadBulk(t *testing.T, pages, bulk File, rate int64) *loading {
 	t.Helper()
 	l := &loading{T: t}
-	l.s = NewServer(Files{State: bytes.NewReader([]byte("state")), Meta: bytes.NewReader(nil), Pages: pages, Bulk: bulk}, rate, func(err error) {
+	l.s = NewServer(Files{State: bytes.NewReader([]byte("state")), Meta: bytes.NewReader(nil), Pages: pages, Bulk: bulk}, rate, 1, func(err error) {
 		if !errors.Is(err, errBroken) {
 			t.Errorf("failed with %v", err)
 		}
 		l.fail.Add(1)
 	})
+	l.s.Begin()
 	sock, err := l.s.Serve()
 	c := dial(t, sock, err)
 	if l.r, err = c.OpenRead(checkpointfiles.PagesFileName); err != nil {
@@ -245,7 +246,7 @@ func TestHostileReads(t *testing.T) {
 
 func TestServerRefuses(t *testing.T) {
 	t.Parallel()
-	s := NewServer(Files{State: bytes.NewReader(nil), Meta: bytes.NewReader(nil), Pages: bytes.NewReader(nil)}, 0, func(error) {})
+	s := NewServer(Files{State: bytes.NewReader(nil), Meta: bytes.NewReader(nil), Pages: bytes.NewReader(nil)}, 0, 1, func(error) {})
 	sock, err := s.Serve()
 	c := dial(t, sock, err)
 	if _, err := c.OpenRead("manifest"); err == nil {

@@ -170,7 +170,7 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 	}
 	claim.Track(func() int64 { return s.loadedBytes(restoring.Processes(), src.Memory) })
 	r := &Restored{s: s, restoring: restoring, claim: claim, runs: make([]*Run, len(rows))}
-	if err := r.greet(ctx, rows, seeds); err != nil {
+	if err := r.greet(bringUp, rows, seeds); err != nil {
 		restoring.Release()
 		for _, run := range r.runs {
 			if run != nil {
@@ -192,9 +192,10 @@ func (s *Service) loadedBytes(procs []engine.Process, each int64) (sum int64) {
 	return sum
 }
 
-// greet makes runs of the restored seeds, a few side by side: a guest whose
-// pages are still to come takes longer, and more of the machine, when all are
-// woken at once.
+// greet makes runs of the restored seeds, each as soon as it runs: what it touches
+// is fetched at once then, and later only now and then. A few are greeted side by
+// side: a guest whose pages are still to come takes longer, and more of the
+// machine, when all are woken at once.
 func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed) error {
 	procs := r.restoring.Processes()
 	pager := r.restoring.Pager().Encode()
@@ -202,6 +203,10 @@ func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed
 	turns := make(chan struct{}, greetings*runtime.NumCPU())
 	for i := range rows {
 		go func() {
+			if err := r.restoring.Await(ctx, i); err != nil {
+				errs <- err
+				return
+			}
 			turns <- struct{}{}
 			defer func() { <-turns }()
 			run, err := r.s.greet(ctx, rows[i], seeds[i], procs[i])
@@ -305,7 +310,7 @@ func (r *Restored) Discard(ctx context.Context) error {
 }
 
 // restoreTimeout bounds the bringing up of restored generations, which does not
-// grow with the size of the checkpoint.
+// grow with the size of the checkpoint: until the last is greeted.
 const restoreTimeout = 3 * time.Minute
 
 var errRestoreTimeout = fmt.Errorf("the engine did not come up within %v", restoreTimeout)

@@ -159,7 +159,6 @@ func TestHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	stopped(t, clones[0])
-	awaitLoaded(t, r) // loading goes on
 	if err := r.Resume(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +166,7 @@ func TestHold(t *testing.T) {
 	if err := r.Hold(t.Context(), 7); err == nil {
 		t.Error("a target that is none was held")
 	}
-	r.Release()
+	awaitLoaded(t, r)
 	exited, err := host.Exited(t.Context(), r.Pager())
 	if err != nil {
 		t.Fatal(err)
@@ -300,8 +299,10 @@ func stat(t *testing.T, path string) os.FileInfo {
 	return st
 }
 
+// awaitLost waits until a restore, which it releases, is over.
 func awaitLost(t *testing.T, r engine.Restoring) {
 	t.Helper()
+	r.Release()
 	select {
 	case <-r.Loaded():
 	case <-time.After(enginetest.Patience):
@@ -402,6 +403,9 @@ func TestMovedDataDirectory(t *testing.T) {
 		b.Close()
 	})
 	defer r.Release()
+	if err := r.Await(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
 	intact(t, host.Adopt(t, r.Processes()[0], spec2, h2), counter)
 }
 

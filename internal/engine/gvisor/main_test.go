@@ -109,14 +109,20 @@ func restoring(t *testing.T, dir string, g *enginetest.Guest, n int) (engine.Res
 		t.Fatalf("restore: %v", err)
 	}
 	t.Cleanup(r.Release)
+	for i := range targets {
+		if err := r.Await(ctx, i); err != nil {
+			t.Fatalf("restore, target %d: %v", i, err)
+		}
+	}
 	return r, func(i int) *enginetest.Guest {
 		return host.Adopt(t, r.Processes()[i], targets[i].Spec, hosts[i])
 	}
 }
 
-// awaitLoaded waits until all of a restore is loaded.
+// awaitLoaded waits until all of a restore is loaded, which it releases.
 func awaitLoaded(t *testing.T, r engine.Restoring) {
 	t.Helper()
+	r.Release()
 	enginetest.Eventually(t, "everything is loaded", func() bool {
 		select {
 		case <-r.Loaded():

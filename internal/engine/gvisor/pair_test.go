@@ -100,6 +100,10 @@ func (p *pair) begin(t testing.TB, src engine.Source) (engine.Restoring, func() 
 		return nil, nil, err
 	}
 	t.Cleanup(r.Release)
+	if err := r.Await(t.Context(), 0); err != nil {
+		r.Release()
+		return nil, nil, err
+	}
 	return r, func() *enginetest.Guest { return host.Adopt(t, r.Processes()[0], spec, h) }, nil
 }
 

@@ -73,14 +73,6 @@ func (d *Driver) Restore(ctx context.Context, src engine.Source, targets []engin
 	if err := r.begin(wire.Request{Rate: bulkRate(d.cfg.BulkRate, len(targets)), Memory: wire.Memory{Reserve: d.cfg.Reserve, Groups: d.groups.MemoryGroups()}}); err != nil {
 		return nil, err
 	}
-	if err := r.awaitRunning(ctx); err != nil {
-		return nil, err
-	}
-	for _, t := range targets {
-		if err := d.limitCPUs(t.Spec.Generation); err != nil {
-			return nil, err
-		}
-	}
 	return r, nil
 }
 
@@ -98,13 +90,14 @@ func bulkRate(rate int64, n int) int64 {
 // restoring implements engine.Restoring over a helper process.
 type restoring struct {
 	*helperProc
+	d     *Driver
 	procs []engine.Process
 	pager engine.Process
 	from  wire.Request // what it is told of the image
 	pages *pageSource  // nil: the helper opens the image itself
 
-	running chan struct{} // closed when each target runs or is lost
-	loaded  chan struct{} // closed when each target is loaded or lost
+	running []chan struct{} // by target, closed when it runs or is lost
+	loaded  chan struct{}   // closed when each target is loaded or lost
 
 	mu      sync.Mutex
 	state   []targetState
@@ -144,9 +137,12 @@ func (d *Driver) startRestoring(ctx context.Context, build string, src engine.So
 		return nil, err
 	}
 	r := &restoring{
-		helperProc: h, from: from, pages: pages, procs: make([]engine.Process, targets),
-		running: make(chan struct{}), loaded: make(chan struct{}),
+		helperProc: h, d: d, from: from, pages: pages, procs: make([]engine.Process, targets),
+		running: make([]chan struct{}, targets), loaded: make(chan struct{}),
 		state: make([]targetState, targets), errs: make([]error, targets), replies: map[int]chan error{},
+	}
+	for i := range r.running {
+		r.running[i] = make(chan struct{})
 	}
 	start, _ := proc.StartTime(h.cmd.Process.Pid) // 0 if it is gone already
 	r.pager = engine.Process{Build: build, PID: h.cmd.Process.Pid, StartTime: start}
@@ -215,11 +211,11 @@ func (r *restoring) note(ev wire.Event) {
 // announce closes the channels whose condition holds. r.mu is held.
 func (r *restoring) announce() {
 	least := targetOver
-	for _, s := range r.state {
+	for i, s := range r.state {
 		least = min(least, s)
-	}
-	if least >= targetRunning {
-		closeOnce(r.running)
+		if s >= targetRunning {
+			closeOnce(r.running[i])
+		}
 	}
 	if least >= targetOver {
 		closeOnce(r.loaded)
@@ -250,15 +246,20 @@ func (r *restoring) end(failure error) {
 	r.announce()
 }
 
-func (r *restoring) awaitRunning(ctx context.Context) error {
+// Await implements engine.Restoring.
+func (r *restoring) Await(ctx context.Context, i int) error {
 	select {
-	case <-r.running:
+	case <-r.running[i]:
 	case <-ctx.Done():
 		return fmt.Errorf("engine: restore: %w", context.Cause(ctx))
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return errors.Join(r.errs...)
+	err := r.errs[i]
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return r.d.limitCPUs(r.procs[i].Generation)
 }
 
 func (r *restoring) kill() { _ = r.cmd.Process.Kill() } // gone already is as good

@@ -323,6 +323,8 @@ func (r *restoring) load() {
 
 func (r *restoring) Processes() []engine.Process { return r.procs }
 
+func (r *restoring) Await(context.Context, int) error { return nil }
+
 // Pager is a process that is no pager and outlives the test: its end is not
 // what the tests are about.
 func (r *restoring) Pager() engine.Process {

@@ -41,7 +41,7 @@ func restore(in *bufio.Reader, out *events, req wire.Request) error {
 	defer closeFiles()
 	r := &restoring{req: req, out: out, servers: make([]*pager.Server, len(req.Targets)), turns: make(chan struct{}, runtime.NumCPU()+1)}
 	for i := range req.Targets {
-		r.servers[i] = pager.NewServer(files, req.Rate, func(err error) { r.lose(i, err) })
+		r.servers[i] = pager.NewServer(files, req.Rate, len(req.Targets), func(err error) { r.lose(i, err) })
 	}
 	ended := make(chan struct{})
 	defer close(ended)
@@ -53,12 +53,18 @@ func restore(in *bufio.Reader, out *events, req wire.Request) error {
 		for _, s := range r.servers {
 			s.SetRate(rate)
 		}
+		if rate == 0 {
+			r.begin()
+		}
 	}}
 	go g.run(tick.C, hurry, ended)
 	released := make(chan struct{})
+	late := time.AfterFunc(releaseTime, r.begin)
+	defer late.Stop()
 	go func() {
 		defer close(released)
 		r.commands(in)
+		r.begin()
 	}()
 	var wg sync.WaitGroup
 	for i := range req.Targets {
@@ -67,6 +73,18 @@ func restore(in *bufio.Reader, out *events, req wire.Request) error {
 	wg.Wait()
 	<-released
 	return nil
+}
+
+// releaseTime bounds how long the memory that no guest waits for is held back for
+// a server that lives and neither releases nor ends this process.
+const releaseTime = 2 * time.Minute
+
+// begin has all the memory come, also what no guest waits for: no target is still
+// to be brought up beside it.
+func (r *restoring) begin() {
+	for _, s := range r.servers {
+		s.Begin()
+	}
 }
 
 // load restores one target and waits until all its memory is there.

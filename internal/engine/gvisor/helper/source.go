@@ -43,7 +43,8 @@ func openImage(location string, first, files int) (store.Checkpoint, error) {
 }
 
 // openSource gives the files that a restore is from: the pager's where the
-// request says that there is one, otherwise those of the image itself.
+// request says that there is one, otherwise those of the image itself, which is
+// read once for all targets where that is possible.
 func openSource(req wire.Request) (_ pager.Files, done func(), err error) {
 	if req.Linked {
 		c, err := link.Dial(linkEnd())
@@ -55,6 +56,9 @@ func openSource(req wire.Request) (_ pager.Files, done func(), err error) {
 	image, err := openImage(req.Image, wire.FDCaptured, req.Files)
 	if err != nil {
 		return pager.Files{}, nil, err
+	}
+	if im, ok := image.(*store.Image); ok {
+		im.Share(len(req.Targets))
 	}
 	return pager.Files{
 		State: image.File(store.FileState), Meta: image.File(store.FileMeta), Pages: image.File(store.FilePages), Bulk: bulk(image),
