@@ -112,10 +112,13 @@ func (f *forking) spawn(ctx context.Context, capt *frozen, req SpawnRequest) ([]
 		capt.close()
 		return nil, err
 	}
-	go func() { // the pager has its memory until then
-		<-loaded
-		capt.close()
-	}()
+	s.wg.Go(func() { // the memory counts until the pager, which goes on without this server, needs it no more
+		defer capt.close()
+		select {
+		case <-loaded:
+		case <-s.ctx.Done():
+		}
+	})
 	return made, nil
 }
 

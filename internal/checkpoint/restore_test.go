@@ -419,3 +419,33 @@ func TestFork(t *testing.T) {
 		t.Errorf("%+v, %d, %v", c, len(made), err)
 	}
 }
+
+// A fork's sandboxes load from the captured memory on their own: the end of the
+// server waits for no load, and gives the memory back.
+func TestForkLoadsOnWithoutTheServer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.Engine.Files = true
+	sb := n.box(t, "seed")
+	_, letGo := n.holdAt(sandboxtest.Load)
+	defer letGo()
+	c, made, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{})
+	if err != nil || len(made) != 1 || n.GetState(t, made[0].ID) != "seed" {
+		t.Fatalf("%+v, %d, %v", c, len(made), err)
+	}
+	sandboxtest.Eventually(t, "the checkpoint is ready", func() bool { return n.row(t, c.ID).Status == meta.CheckpointReady })
+	if held := n.Engine.Captures.Load(); held != 1 {
+		t.Errorf("%d captures are held while the fork loads", held)
+	}
+	closed := make(chan struct{})
+	go func() {
+		n.stop()
+		close(closed)
+	}()
+	await(t, "the server ends", closed)
+	if held := n.Engine.Captures.Load(); held != 0 {
+		t.Errorf("%d captures are held at the end", held)
+	}
+	letGo()
+	n.start(t)
+}

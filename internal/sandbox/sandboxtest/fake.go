@@ -10,7 +10,6 @@
 package sandboxtest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -88,6 +88,11 @@ const (
 type Engine struct {
 	// Early has it be of a build that does not know the store.
 	Early bool
+	// Files has its captures be in files, as those of the real one are: a pager can
+	// have them before they are stored.
+	Files bool
+	// Captures are those that are not closed yet.
+	Captures atomic.Int32
 
 	dir string
 
@@ -228,33 +233,6 @@ func (e *Engine) launch(spec engine.Spec, stdin *os.File, state []byte) (engine.
 	return g.record, nil
 }
 
-// Capture implements engine.Driver.
-func (e *Engine) Capture(ctx context.Context, p engine.Process, _ engine.CaptureOptions) (*engine.Capture, error) {
-	if err := e.step(ctx, Capture, p.Generation); err != nil {
-		return nil, err
-	}
-	state, err := os.ReadFile(filepath.Join(e.Root(p.Generation), State))
-	if err != nil {
-		return nil, err
-	}
-	return &engine.Capture{
-		State: bytes.NewReader(state), StateSize: int64(len(state)),
-		Meta: bytes.NewReader(nil), Pages: bytes.NewReader(nil), Close: func() {},
-	}, nil
-}
-
-// CaptureHeld implements engine.Driver.
-func (e *Engine) CaptureHeld(ctx context.Context, p engine.Process, opts engine.CaptureOptions, _ time.Duration) (*engine.Capture, engine.Held, error) {
-	c, err := e.Capture(ctx, p, opts)
-	return c, free{}, err
-}
-
-// free is a hold on nothing: the tests' generations are not frozen.
-type free struct{}
-
-func (free) Thaw(context.Context) error { return nil }
-func (free) Keep(context.Context) error { return nil }
-
 // Restore implements engine.Driver.
 func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engine.Target) (_ engine.Restoring, err error) {
 	r := &restoring{e: e, loaded: make(chan struct{}), errs: make([]error, len(targets))}
@@ -268,7 +246,11 @@ func (e *Engine) Restore(ctx context.Context, src engine.Source, targets []engin
 	if e.Early && !filepath.IsAbs(src.Location) {
 		return nil, errors.New("not a directory")
 	}
-	img, err := store.Reach(ctx, src.Location, nil)
+	files, err := dups(src.Files)
+	if err != nil {
+		return nil, err
+	}
+	img, err := store.Reach(ctx, src.Location, files)
 	if err != nil {
 		return nil, err
 	}
