@@ -3,6 +3,7 @@
 package checkpoint_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,8 @@ import (
 	"github.com/opencomputer/oc/internal/checkpoint"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
+	"github.com/opencomputer/oc/internal/store"
 )
 
 // A damaged checkpoint is shown and can be deleted, but not used. It takes no
@@ -47,5 +50,61 @@ func TestDamaged(t *testing.T) {
 	}
 	if ids := n.stored(); len(ids) != checkpoint.MaxPerSandbox || slices.Contains(ids, c.ID) {
 		t.Errorf("in the store: %v", ids)
+	}
+}
+
+// Damage that a pager comes upon when the sandbox runs already is noted like any
+// other, in the checkpoint that the bytes are missing from.
+func TestDamageFoundWhileLoading(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.Engine.Files = true
+	sb := n.box(t, "s")
+	first := n.checkpoint(t, sb.ID, "first")
+	second := n.checkpoint(t, sb.ID, "second")
+
+	lost := func(what string, damage error, start func() ([]meta.Sandbox, error)) {
+		t.Helper()
+		runs := make(chan struct{})
+		n.Engine.Hook(func(_ context.Context, step, _ string) error {
+			if step == sandboxtest.Load {
+				<-runs
+				return damage
+			}
+			return nil
+		})
+		defer n.Engine.Hook(nil)
+		made, err := start()
+		close(runs)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		sandboxtest.Eventually(t, what+": the sandbox ends in an error", func() bool { return n.sandbox(t, made[0].ID).State == meta.SandboxError })
+	}
+	spawn := func(id string) func() ([]meta.Sandbox, error) {
+		return func() ([]meta.Sandbox, error) {
+			return n.checkpoints.Spawn(t.Context(), n.Org, id, checkpoint.SpawnRequest{})
+		}
+	}
+	lost("no damage", errStep, spawn(first.ID))
+	if got := n.row(t, first.ID); got.Status != meta.CheckpointReady {
+		t.Errorf("after another failure it is %s: %s", got.Status, got.ErrorMsg)
+	}
+	damaged := store.Damaged(first.ID, "a segment does not match its hash")
+	lost("its own", damaged, spawn(first.ID))
+	if got := n.row(t, first.ID); got.Status != meta.CheckpointDamaged || got.ErrorMsg != damaged.Message {
+		t.Errorf("it is %s: %s", got.Status, got.ErrorMsg)
+	}
+	if got := n.row(t, second.ID); got.Status != meta.CheckpointReady {
+		t.Errorf("the other one is %s: %s", got.Status, got.ErrorMsg)
+	}
+
+	// A fork is loaded from its capture, and from the checkpoint that that is based on.
+	lost("its base", store.Damaged(second.ID, "a segment does not match its hash"), func() ([]meta.Sandbox, error) {
+		_, made, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{})
+		return made, err
+	})
+	if got := n.row(t, second.ID); got.Status != meta.CheckpointDamaged {
+		t.Errorf("the base of a fork is %s", got.Status)
 	}
 }

@@ -29,7 +29,10 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 	if sb.State != meta.SandboxRunning {
 		return meta.Checkpoint{}, nil, fault.New(fault.Invalid, "sandbox must be running to be forked; %s is %s", sb.ID, sb.State)
 	}
-	c := meta.Checkpoint{OrgID: orgID, SandboxID: sandboxID, Name: automaticName("fork"), Kind: kindFull, Automatic: true}
+	c := meta.Checkpoint{
+		OrgID: orgID, SandboxID: sandboxID, Name: automaticName("fork"), Kind: kindFull, Automatic: true,
+		ParentID: sb.LastCheckpoint, // what its sandboxes load from too, before it is stored
+	}
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return meta.Checkpoint{}, nil, err
 	}

@@ -63,14 +63,15 @@ const MaxPerSandbox = 10
 // clients give up after 30 s.
 const createWait = 25 * time.Second
 
-// New makes the service and hands the sandboxes' expiry and recovery to it. Start settles
-// what an earlier server left.
+// New makes the service and hands the sandboxes' expiry, recovery and losses to it.
+// Start settles what an earlier server left.
 func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, arenas: semaphore.NewWeighted(cfg.Budget), swept: make(chan struct{}, 1)}
 	cfg.Sandboxes.OnExpire(s.expire)
 	cfg.Sandboxes.OnOrphan(s.rescue)
 	cfg.Sandboxes.OnUnsaved(s.saveUnsaved)
+	cfg.Sandboxes.OnLost(s.noteLoss)
 	return s
 }
 

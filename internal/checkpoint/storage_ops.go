@@ -57,6 +57,27 @@ func (s *Service) noteDamage(ctx context.Context, c meta.Checkpoint, err error) 
 	return err
 }
 
+// noteLoss notes damage that a pager came upon after its sandboxes had begun to
+// run: in the checkpoint that they were made of or, where that was a capture not
+// stored yet, in the one that it is based on.
+func (s *Service) noteLoss(ctx context.Context, checkpoint string, why error) {
+	if !fault.Is(why, fault.Damaged) {
+		return
+	}
+	ctx = context.WithoutCancel(ctx) // the server may be ending
+	c, err := s.cfg.Meta.CheckpointAnyOrg(ctx, checkpoint)
+	if err == nil && !strings.Contains(fault.As(why).Message, c.ID) && c.ParentID != "" {
+		c, err = s.cfg.Meta.CheckpointAnyOrg(ctx, c.ParentID)
+	}
+	switch {
+	case fault.Is(err, fault.NotFound): // deleted meanwhile
+	case err != nil:
+		s.cfg.Log.Error("recording a damaged checkpoint", "checkpoint", checkpoint, "error", err)
+	default:
+		_ = s.noteDamage(ctx, c, why) // the sandbox's end tells it
+	}
+}
+
 // StoreStats tells how much is stored.
 func (s *Service) StoreStats(ctx context.Context) (StoreStats, error) {
 	st, err := s.cfg.Store.Stats(ctx)

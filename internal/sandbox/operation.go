@@ -259,7 +259,7 @@ func (r *Restored) follow() {
 		for i, run := range r.runs {
 			b := s.box(run.gen.SandboxID)
 			if err := r.restoring.Err(i); err != nil {
-				s.lost(b, run, err.Error())
+				s.unloadable(b, run, err)
 				continue
 			}
 			s.loaded(run)

@@ -216,22 +216,31 @@ func (s *Service) watch(b *box, r *Run) {
 	s.wg.Go(func() {
 		select {
 		case <-exited:
-			s.lost(b, r, r.cause())
+			s.ended(b, r)
 		case <-r.changed:
 		case <-s.ctx.Done():
 		}
 	})
 }
 
-// cause is why a run's engine ended unexpectedly: who serves its pages ends it
-// with a reason, which may be heard later than the end.
-func (r *Run) cause() string {
+// ended ends a sandbox whose engine ended unexpectedly. Who serves its pages ends
+// it with a reason, which may be heard later than the end.
+func (s *Service) ended(b *box, r *Run) {
 	if r.loss != nil {
 		if err := r.loss(); err != nil {
-			return err.Error()
+			s.unloadable(b, r, err)
+			return
 		}
 	}
-	return "its engine process ended unexpectedly"
+	s.lost(b, r, "its engine process ended unexpectedly")
+}
+
+// unloadable ends a sandbox whose pager could not load all of it.
+func (s *Service) unloadable(b *box, r *Run, why error) {
+	if s.cfg.Lost != nil {
+		s.cfg.Lost(s.ctx, r.gen.Checkpoint, why)
+	}
+	s.lost(b, r, why.Error())
 }
 
 // lost ends a sandbox whose run cannot go on.

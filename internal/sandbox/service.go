@@ -73,6 +73,9 @@ type Config struct {
 	// Keep saves a generation that was replaced, whose saving an earlier server
 	// did not finish.
 	Keep func(ctx context.Context, sb meta.Sandbox, gen meta.Generation) error
+	// Lost hears why a run was lost by the pager that loaded it from a checkpoint,
+	// before the sandbox ends.
+	Lost func(ctx context.Context, checkpoint string, why error)
 }
 
 // Service is the life cycle of this node's sandboxes.
@@ -116,6 +119,11 @@ func (s *Service) OnOrphan(f func(ctx context.Context, op *Operation, sb meta.Sa
 // OnUnsaved sets Config.Keep.
 func (s *Service) OnUnsaved(f func(ctx context.Context, sb meta.Sandbox, gen meta.Generation) error) {
 	s.cfg.Keep = f
+}
+
+// OnLost sets Config.Lost.
+func (s *Service) OnLost(f func(ctx context.Context, checkpoint string, why error)) {
+	s.cfg.Lost = f
 }
 
 // Rekeep hands the channels of all runs to the keeper again, which is a new one.

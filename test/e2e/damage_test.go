@@ -176,6 +176,53 @@ func TestDamagedCheckpointIsRefusedAndTheSandboxRunsOn(t *testing.T) {
 	b.countOn(10)
 }
 
+// TestDamageFoundWhileASpawnLoads damages what a spawn reads last of all, when it
+// has answered already.
+func TestDamageFoundWhileASpawnLoads(t *testing.T) {
+	t.Parallel()
+	s := ownServer(t, "", harness.Settings{"load-rate": slowLoad})
+	b := create(t, s)
+	cp := b.checkpoint("small")
+	b.heap(200, 21)
+	large := b.checkpoint("heap")
+	uncache(t, s)
+	for _, pack := range heapPacks(t, s, large) {
+		flip(t, pack, size(t, pack)/2)
+	}
+	x := spawn(t, s, large)
+	x.answers()
+	await(t, "the spawn ends in an error", func() bool { return x.get().Status == client.StatusError })
+	if reason := x.get().Reason; !strings.Contains(reason, large) {
+		t.Errorf("the reason does not name the checkpoint: %s", reason)
+	}
+	for _, c := range asJSON[[]client.Checkpoint](t, s, "checkpoint", "list", b.id) {
+		if want := c.ID == large; c.Damaged != want || want && !strings.Contains(c.ErrorMsg, "does not match its hash") {
+			t.Errorf("%s is damaged: %v, %q", c.Name, c.Damaged, c.ErrorMsg)
+		}
+	}
+	out := invoke(t, s, nil, "checkpoint", "spawn", large)
+	if out.Code != 5 || !strings.Contains(out.Stderr, "is damaged") {
+		t.Errorf("another spawn is not refused:\n%s", out)
+	}
+	spawn(t, s, cp).answers()
+}
+
+// heapPacks are the packs of a checkpoint that are full: with what fills them.
+func heapPacks(t *testing.T, s *harness.Server, cp string) []string {
+	t.Helper()
+	const full = 16 << 20
+	var large []string
+	for _, file := range checkpointFiles(t, s, cp) {
+		if size(t, file) >= full {
+			large = append(large, file)
+		}
+	}
+	if len(large) < 3 {
+		t.Fatalf("only %d packs of %s are full", len(large), cp)
+	}
+	return large[1 : len(large)-1] // the ends hold other things too
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
