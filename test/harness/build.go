@@ -54,6 +54,12 @@ func BuildGuest(ctx context.Context, path string) error {
 	return build(ctx, ".", path, module+"/bench/guest", "")
 }
 
+// BuildChecker builds the program that compares memory and disk, a static binary,
+// to a path.
+func BuildChecker(ctx context.Context, path string) error {
+	return build(ctx, ".", path, module+"/test/checker", "")
+}
+
 // build builds a package of the module that dir is in. It uses the flags of the
 // Makefile, so that what it compiled is used again.
 func build(ctx context.Context, dir, path, pkg, ldflags string) error {
