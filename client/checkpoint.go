@@ -61,6 +61,14 @@ func (c *Client) CreateCheckpoint(ctx context.Context, sandboxID string, req Cre
 	return cp, c.call(ctx, "POST", path("sandboxes", sandboxID, "checkpoints"), req, &cp)
 }
 
+// CreateCheckpointWatched is CreateCheckpoint for who watches: progress is given
+// the bytes of what is new that are stored, and all, 0 as long as that is not
+// known; and unless NoWait is asked for it waits until the checkpoint is ready,
+// however long that takes.
+func (c *Client) CreateCheckpointWatched(ctx context.Context, sandboxID string, req CreateCheckpointRequest, progress func(done, total int64)) (Checkpoint, error) {
+	return progressCall[Checkpoint](ctx, c, path("sandboxes", sandboxID, "checkpoints"), req, watcher{count: progress})
+}
+
 // ListCheckpoints gives a sandbox's checkpoints, newest first, also those of one
 // that is stopped.
 func (c *Client) ListCheckpoints(ctx context.Context, sandboxID string) ([]Checkpoint, error) {
@@ -142,6 +150,12 @@ func (r SpawnResult) All() []Sandbox {
 func (c *Client) SpawnCheckpoint(ctx context.Context, checkpointID string, req SpawnRequest) (SpawnResult, error) {
 	var res SpawnResult
 	return res, c.call(ctx, "POST", path("sandboxes", "from-checkpoint", checkpointID), req, &res)
+}
+
+// SpawnCheckpointWatched is SpawnCheckpoint for who watches: progress is given the
+// bytes of what the server has to fetch before it can begin, and all.
+func (c *Client) SpawnCheckpointWatched(ctx context.Context, checkpointID string, req SpawnRequest, progress func(done, total int64)) (SpawnResult, error) {
+	return progressCall[SpawnResult](ctx, c, path("sandboxes", "from-checkpoint", checkpointID), req, watcher{count: progress})
 }
 
 // ForkResult is the checkpoint that a fork made and the sandboxes made of it.

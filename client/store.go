@@ -43,7 +43,8 @@ func (c *Client) ExportCheckpoint(ctx context.Context, checkpointID string) (fil
 }
 
 // ImportCheckpoint makes a checkpoint of an exported file. An empty name is the
-// one that the checkpoint had. Progress is VerifyCheckpoint's.
+// one that the checkpoint had. Progress is VerifyCheckpoint's, of what the server
+// has read of the file, and then, from the beginning, of what it has stored.
 func (c *Client) ImportCheckpoint(ctx context.Context, name string, file io.Reader, progress func(done, total int64)) (Checkpoint, error) {
 	var cp Checkpoint
 	p := "/checkpoints/import"

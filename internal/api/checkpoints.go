@@ -15,11 +15,11 @@ import (
 const maxSpawn = 128
 
 func (s *Server) checkpointRoutes() {
-	typed(s, "POST /api/sandboxes/{id}/checkpoints", "Checkpoint a sandbox, which goes on running", http.StatusCreated, s.createCheckpoint)
+	progressing(s, "POST /api/sandboxes/{id}/checkpoints", "Checkpoint a sandbox, which goes on running", http.StatusCreated, s.createCheckpoint)
 	typed(s, "GET /api/sandboxes/{id}/checkpoints", "A sandbox's checkpoints, newest first", http.StatusOK, s.listCheckpoints)
 	typed(s, "POST /api/sandboxes/{id}/checkpoints/{checkpoint}/restore", "Put a sandbox back to a checkpoint", http.StatusOK, s.restoreCheckpoint)
 	empty(s, "DELETE /api/sandboxes/{id}/checkpoints/{checkpoint}", "Delete a checkpoint; sandboxes made of it stay", s.deleteCheckpoint)
-	typed(s, "POST /api/sandboxes/from-checkpoint/{checkpoint}", "Make new sandboxes of a checkpoint", http.StatusCreated, s.spawnCheckpoint)
+	progressing(s, "POST /api/sandboxes/from-checkpoint/{checkpoint}", "Make new sandboxes of a checkpoint", http.StatusCreated, s.spawnCheckpoint)
 	typed(s, "POST /api/sandboxes/{id}/fork", "Checkpoint a sandbox and make new ones of that", http.StatusCreated, s.forkSandbox)
 	typed(s, "GET /api/checkpoints/tree", "Lineage of sandboxes and checkpoints", http.StatusOK, s.tree)
 	typed(s, "GET /api/checkpoints/{checkpoint}", "A checkpoint", http.StatusOK, s.getCheckpoint)
@@ -30,7 +30,7 @@ type createCheckpointInput struct {
 	Body client.CreateCheckpointRequest
 }
 
-func (s *Server) createCheckpoint(ctx context.Context, in *createCheckpointInput) (client.Checkpoint, error) {
+func (s *Server) createCheckpoint(ctx context.Context, in *createCheckpointInput, count func(done, total int64)) (client.Checkpoint, error) {
 	// An unknown sandbox is reported before a bad body.
 	if _, err := s.cfg.Sandboxes.Get(ctx, orgOf(ctx), in.ID); err != nil {
 		return client.Checkpoint{}, err
@@ -42,7 +42,7 @@ func (s *Server) createCheckpoint(ctx context.Context, in *createCheckpointInput
 	case b.Kind != "" && b.Kind != "full" && b.Kind != "disk_only":
 		return client.Checkpoint{}, fault.New(fault.Invalid, "kind must be full or disk_only")
 	}
-	req := checkpoint.CreateRequest{Name: b.Name, Kind: first(b.Kind, "full"), NoWait: b.NoWait}
+	req := checkpoint.CreateRequest{Name: b.Name, Kind: first(b.Kind, "full"), NoWait: b.NoWait, Progress: count}
 	if p := b.RetentionPolicy; p != nil {
 		if p.Mode != "" && p.Mode != "none" && p.Mode != "delete_oldest" {
 			return client.Checkpoint{}, fault.New(fault.Invalid, "retentionPolicy.mode must be none or delete_oldest")
@@ -126,11 +126,12 @@ type spawnInput struct {
 	Body       spawnBody
 }
 
-func (s *Server) spawnCheckpoint(ctx context.Context, in *spawnInput) (client.SpawnResult, error) {
+func (s *Server) spawnCheckpoint(ctx context.Context, in *spawnInput, count func(done, total int64)) (client.SpawnResult, error) {
 	req, err := in.Body.request(s)
 	if err != nil {
 		return client.SpawnResult{}, err
 	}
+	req.Progress = count
 	sbs, err := s.cfg.Checkpoints.Spawn(ctx, orgOf(ctx), in.Checkpoint, req)
 	if err != nil {
 		return client.SpawnResult{}, err

@@ -397,6 +397,8 @@ func (c worldCheckpoints) Create(_ context.Context, orgID, sandboxID string, req
 		return meta.Checkpoint{}, err
 	}
 	c.w.lastCP = req
+	tell(req.Progress, 0, 0)
+	tell(req.Progress, 4, 4)
 	return meta.Checkpoint{ID: "cp-00000001", OrgID: orgID, SandboxID: sandboxID, Name: req.Name, Kind: req.Kind,
 		Status: meta.CheckpointReady, CreatedAt: time.Now()}, nil
 }
@@ -443,6 +445,7 @@ func (c worldCheckpoints) Spawn(_ context.Context, orgID, cpID string, req check
 		return nil, err
 	}
 	c.w.lastSpawn = req
+	tell(req.Progress, 5, 5)
 	var out []meta.Sandbox
 	for range req.Count {
 		out = append(out, meta.Sandbox{ID: meta.NewID("sb"), OrgID: orgID, State: meta.SandboxRunning, FromCheckpoint: cpID, TimeoutSec: req.TimeoutSec, MemoryMB: 1024})

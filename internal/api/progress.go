@@ -30,7 +30,7 @@ const (
 // time, by any goroutine.
 type reporter struct {
 	line  func(string)            // a step, for a person
-	count func(done, total int64) // bytes; a total of 0 is not known
+	count func(done, total int64) // bytes; a total of 0 is not known; nil: nobody wants to know
 }
 
 // work is a call that may report progress and gives what to answer with.
@@ -49,7 +49,7 @@ func (s *Server) progressResponse(status int, do work) *huma.StreamResponse {
 // before is a plain answer with a status of its own.
 func (s *Server) serveProgress(w http.ResponseWriter, r *http.Request, status int, do work) {
 	ev := &events{w: w, rc: http.NewResponseController(w)}
-	report := reporter{line: func(string) {}, count: func(int64, int64) {}}
+	report := reporter{line: func(string) {}}
 	if strings.Contains(r.Header.Get("Accept"), eventStream) {
 		report = reporter{line: ev.line, count: ev.count}
 	}

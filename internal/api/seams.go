@@ -39,8 +39,8 @@ type Checkpoints interface {
 // Storage is what the server needs of where checkpoints are. Package checkpoint
 // documents the types.
 //
-// Progress is given bytes done and in all (0: not known), from any goroutine,
-// until the call returns. An id that is not the org's is a fault.NotFound.
+// Progress, unless nil, is given bytes done and in all (0: not known), from any
+// goroutine, until the call returns. An id that is not the org's is a fault.NotFound.
 type Storage interface {
 	// Verify reads and checks every byte of a checkpoint.
 	Verify(ctx context.Context, orgID, checkpointID string, progress func(done, total int64)) error

@@ -17,24 +17,24 @@ import (
 // storageRoutes mounts what is about where checkpoints are: single ones, and the
 // store as a whole, which is its operator's.
 func (s *Server) storageRoutes() {
-	progressing(s, "POST /api/checkpoints/{checkpoint}/verify", "Read and check every byte of a checkpoint", s.verifyCheckpoint)
+	progressing(s, "POST /api/checkpoints/{checkpoint}/verify", "Read and check every byte of a checkpoint", http.StatusOK, s.verifyCheckpoint)
 	s.raw("GET /api/checkpoints/{checkpoint}/export", "A checkpoint as one file; it is cut off if it fails half way", http.StatusOK, s.exportCheckpoint)
 	s.raw("POST /api/checkpoints/import", "Make a checkpoint of the exported file that is the body; name= gives it another name", http.StatusCreated, s.importCheckpoint)
 	typed(s, "POST /api/checkpoints/{checkpoint}/convert", "Move a checkpoint of the first format into the page store", http.StatusOK, s.convertCheckpoint)
 	typed(s, "GET /api/store", "How much the store holds", http.StatusOK, s.storeStats)
-	progressing(s, "POST /api/store/check", "Look for what is wrong in the store", s.checkStore)
-	progressing(s, "POST /api/store/repair", "Mend what can be mended without a guess", s.repairStore)
-	progressing(s, "POST /api/store/gc", "Free what no checkpoint needs", s.collectStore)
+	progressing(s, "POST /api/store/check", "Look for what is wrong in the store", http.StatusOK, s.checkStore)
+	progressing(s, "POST /api/store/repair", "Mend what can be mended without a guess", http.StatusOK, s.repairStore)
+	progressing(s, "POST /api/store/gc", "Free what no checkpoint needs", http.StatusOK, s.collectStore)
 }
 
 // progressing mounts an operation that takes I and answers with T, and on the
-// way with counts of bytes if the client accepts events.
-func progressing[I, T any](s *Server, what, summary string, f func(ctx context.Context, in *I, count func(done, total int64)) (T, error)) {
-	op := s.operation(what, summary+"; with Accept: text/event-stream also the progress", http.StatusOK)
+// way with counts of bytes if the client accepts events; otherwise f is given nil.
+func progressing[I, T any](s *Server, what, summary string, status int, f func(ctx context.Context, in *I, count func(done, total int64)) (T, error)) {
+	op := s.operation(what, summary+"; with Accept: text/event-stream also the progress", status)
 	var out T
 	s.describeResult(&op, out)
 	huma.Register(s.api, op, func(_ context.Context, in *I) (*huma.StreamResponse, error) {
-		return s.progressResponse(http.StatusOK, func(ctx context.Context, report reporter) (any, error) {
+		return s.progressResponse(status, func(ctx context.Context, report reporter) (any, error) {
 			return f(ctx, in, report.count)
 		}), nil
 	})

@@ -35,6 +35,13 @@ func (s worldStorage) called(format string, args ...any) error {
 	return s.w.failAfter
 }
 
+// tell is a count for who wants it.
+func tell(progress func(done, total int64), done, total int64) {
+	if progress != nil {
+		progress(done, total)
+	}
+}
+
 func (s worldStorage) owned(orgID, id string) error {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
@@ -46,8 +53,8 @@ func (s worldStorage) Verify(_ context.Context, orgID, id string, progress func(
 	if err := s.owned(orgID, id); err != nil {
 		return err
 	}
-	progress(1, 4)
-	progress(4, 4)
+	tell(progress, 1, 4)
+	tell(progress, 4, 4)
 	return s.called("verify")
 }
 
@@ -60,11 +67,11 @@ func (s worldStorage) Export(_ context.Context, orgID, id string, w io.Writer, p
 		return err
 	}
 	if len(content) > 0 {
-		progress(0, int64(len(content)))
+		tell(progress, 0, int64(len(content)))
 		if _, err := w.Write(content); err != nil {
 			return err
 		}
-		progress(int64(len(content)), int64(len(content)))
+		tell(progress, int64(len(content)), int64(len(content)))
 		return s.called("export")
 	}
 	return nil
@@ -81,7 +88,7 @@ func (s worldStorage) Import(_ context.Context, orgID, name string, r io.Reader,
 	if bytes.HasPrefix(data, []byte(fileBegin)) && !bytes.HasSuffix(data, []byte(fileEnd)) {
 		return meta.Checkpoint{}, fault.New(fault.Invalid, "the file ends early")
 	}
-	progress(int64(len(data)), 0)
+	tell(progress, int64(len(data)), 0)
 	cp := meta.Checkpoint{ID: "cp-00000003", OrgID: orgID, SandboxID: "sb-00000003", Name: name, Status: meta.CheckpointReady, CreatedAt: time.Now()}
 	return cp, s.called("import %s", name)
 }
@@ -106,17 +113,17 @@ var found = []checkpoint.StoreProblem{
 }
 
 func (s worldStorage) StoreCheck(_ context.Context, readData bool, progress func(done, total int64)) (checkpoint.StoreReport, error) {
-	progress(3, 3)
+	tell(progress, 3, 3)
 	return checkpoint.StoreReport{Checkpoints: 1, Packs: 2, Bytes: 3, Leftovers: 4, LeftBytes: 5, Problems: found}, s.called("check %v", readData)
 }
 
 func (s worldStorage) StoreRepair(_ context.Context, progress func(done, total int64)) (checkpoint.StoreRepaired, error) {
-	progress(3, 3)
+	tell(progress, 3, 3)
 	return checkpoint.StoreRepaired{Done: []string{cpB + " was marked damaged", cpA + " was marked damaged"}, Remaining: found}, s.called("repair")
 }
 
 func (s worldStorage) StoreGC(_ context.Context, dryRun bool, progress func(done, total int64)) (checkpoint.StoreSwept, error) {
-	progress(2, 0)
+	tell(progress, 2, 0)
 	return checkpoint.StoreSwept{Packs: 1, Bytes: 2, Checkpoints: 3, Expired: 4, Unknown: 5}, s.called("gc %v", dryRun)
 }
 
@@ -159,6 +166,35 @@ func TestStorageReaches(t *testing.T) {
 			t.Errorf("%s: %v", tc.stored, err)
 		}
 		w.failAtEnd(nil)
+	}
+}
+
+// TestCheckpointCounts watches the making of a checkpoint, and of a sandbox of it;
+// who does not watch is not counted for.
+func TestCheckpointCounts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c, ctx := w.client(keyA), t.Context()
+	var counts []client.Progress
+	count := func(done, total int64) { counts = append(counts, client.Progress{Done: done, Total: total}) }
+	cp, err := c.CreateCheckpointWatched(ctx, boxA, client.CreateCheckpointRequest{Name: "n"}, count)
+	if want := []client.Progress{{}, {Done: 4, Total: 4}}; err != nil || cp.Name != "n" || !slices.Equal(counts, want) {
+		t.Errorf("%+v, %v, counts %v", cp, err, counts)
+	}
+	counts = nil
+	res, err := c.SpawnCheckpointWatched(ctx, cpA, client.SpawnRequest{Count: 2}, count)
+	if want := []client.Progress{{Done: 5, Total: 5}}; err != nil || len(res.All()) != 2 || !slices.Equal(counts, want) {
+		t.Errorf("%+v, %v, counts %v", res, err, counts)
+	}
+	var e *client.Error
+	if _, err := c.SpawnCheckpointWatched(ctx, cpB, client.SpawnRequest{}, count); !errors.As(err, &e) || e.Status != 404 {
+		t.Errorf("another org's: %v", err)
+	}
+	if cp, err := c.CreateCheckpoint(ctx, boxA, client.CreateCheckpointRequest{Name: "n"}); err != nil || cp.Name != "n" || w.lastCP.Progress != nil {
+		t.Errorf("not watched: %+v, %v", cp, err)
+	}
+	if res, err := c.SpawnCheckpoint(ctx, cpA, client.SpawnRequest{}); err != nil || res.ID == "" || w.lastSpawn.Progress != nil {
+		t.Errorf("not watched: %+v, %v", res, err)
 	}
 }
 

@@ -80,12 +80,28 @@ func (s *Service) reach(ctx context.Context, a artefact) (store.Checkpoint, stri
 }
 
 // rests sees to it that the build and the image that a checkpoint rests on are
-// on this machine, and gives the image's file.
-func (s *Service) rests(ctx context.Context, img store.Checkpoint) (imagePath string, err error) {
+// on this machine, and gives the image's file. progress, unless nil, is told of
+// what has to be fetched for that.
+func (s *Service) rests(ctx context.Context, img store.Checkpoint, progress func(done, total int64)) (imagePath string, err error) {
 	m := img.Manifest()
 	im, kept := img.(*store.Image)
-	if _, ok := s.cfg.Engine.BuildFile(m.Build); !ok && kept && m.Engine != nil {
-		err := receive(func(w io.Writer) error { return im.FetchEngine(ctx, w, nil) }, func(r io.Reader) error { return s.cfg.Engine.AddBuild(m.Build, r) })
+	_, here := s.cfg.Engine.BuildFile(m.Build)
+	_, missing := s.cfg.Images.Path(ctx, m.ImageHash)
+	var build, image int64 // bytes to be fetched
+	if !here && kept && m.Engine != nil {
+		build = m.Engine.Size
+	}
+	if missing != nil && kept && m.Image != nil {
+		image = m.Image.Size
+	}
+	from := func(before int64) func(done, total int64) {
+		if progress == nil {
+			return nil
+		}
+		return func(done, _ int64) { progress(before+done, build+image) }
+	}
+	if build > 0 {
+		err := receive(func(w io.Writer) error { return im.FetchEngine(ctx, w, from(0)) }, func(r io.Reader) error { return s.cfg.Engine.AddBuild(m.Build, r) })
 		if err != nil {
 			return "", err
 		}
@@ -93,13 +109,11 @@ func (s *Service) rests(ctx context.Context, img store.Checkpoint) (imagePath st
 	if err := s.cfg.Engine.Check(m.Build, m.Requirements); err != nil {
 		return "", err
 	}
-	path, err := s.cfg.Images.Path(ctx, m.ImageHash)
-	if err == nil || !kept || m.Image == nil {
-		return path, err
-	}
-	err = receive(func(w io.Writer) error { return im.FetchImage(ctx, w, nil) }, func(r io.Reader) error { return s.cfg.Images.Add(ctx, m.ImageHash, m.TreeHash, r) })
-	if err != nil {
-		return "", err
+	if image > 0 {
+		err := receive(func(w io.Writer) error { return im.FetchImage(ctx, w, from(build)) }, func(r io.Reader) error { return s.cfg.Images.Add(ctx, m.ImageHash, m.TreeHash, r) })
+		if err != nil {
+			return "", err
+		}
 	}
 	return s.cfg.Images.Path(ctx, m.ImageHash)
 }

@@ -75,7 +75,7 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 			Agent: wire.Version,
 			Shape: engine.Shape{CPUs: c.CPUs, MemoryBytes: int64(c.MemoryMB) << 20, DiskBytes: int64(c.DiskMB) << 20},
 		},
-		Capture: capt.Capture, Base: capt.base,
+		Capture: capt.Capture, Base: capt.base, Progress: capt.progress,
 	}
 	if req.ImagePath, err = s.cfg.Images.Path(ctx, img.Hash); err != nil {
 		return err

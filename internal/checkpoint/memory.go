@@ -89,6 +89,8 @@ type frozen struct {
 	gen   meta.Generation
 	base  *store.Image // nil: it holds all pages
 	users atomic.Int32 // beside the first
+	// progress, unless nil, is told the bytes of it that are stored, and all.
+	progress func(done, total int64)
 }
 
 // hold adds a user, who closes it too.

@@ -32,7 +32,7 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 		s.fail(ctx, &c, err)
 		return err
 	}
-	_, src, release, err := s.openToRestore(ctx, c)
+	_, src, release, err := s.openToRestore(ctx, c, nil)
 	if err != nil {
 		return err
 	}

@@ -55,8 +55,9 @@ func (s *Service) ready(ctx context.Context, orgID, id string) (meta.Checkpoint,
 }
 
 // open checks that a checkpoint can run here and opens its artefact. The
-// artefact cannot be deleted until release is called.
-func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkpoint, src sandbox.Source, release func(), err error) {
+// artefact cannot be deleted until release is called. progress, unless nil, is told
+// of what has to be fetched for that.
+func (s *Service) open(ctx context.Context, c meta.Checkpoint, progress func(done, total int64)) (img store.Checkpoint, src sandbox.Source, release func(), err error) {
 	unlock := s.locks.rlock(c.ID)
 	defer func() {
 		if err != nil {
@@ -74,7 +75,7 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint) (img store.Checkp
 	if err != nil {
 		return nil, src, nil, err
 	}
-	path, err := s.rests(ctx, img)
+	path, err := s.rests(ctx, img, progress)
 	if err != nil {
 		img.Close()
 		return nil, src, nil, err
@@ -110,7 +111,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 	if err != nil {
 		return err
 	}
-	img, src, release, err := s.openToRestore(ctx, c)
+	img, src, release, err := s.openToRestore(ctx, c, nil)
 	if err != nil {
 		return err
 	}
@@ -165,7 +166,7 @@ func (s *Service) Spawn(ctx context.Context, orgID, id string, req SpawnRequest)
 	if err != nil {
 		return nil, err
 	}
-	_, src, release, err := s.openToRestore(ctx, c)
+	_, src, release, err := s.openToRestore(ctx, c, req.Progress)
 	if err != nil {
 		return nil, err
 	}

@@ -59,8 +59,8 @@ const (
 // MaxPerSandbox is how many checkpoints of its user's a sandbox may have.
 const MaxPerSandbox = 10
 
-// createWait is how long Create waits for ready before it answers processing;
-// clients give up after 30 s.
+// createWait is how long Create waits for ready, if nobody watches its progress,
+// before it answers processing; clients give up after 30 s.
 const createWait = 25 * time.Second
 
 // New makes the service and hands the sandboxes' expiry, recovery and losses to it.
@@ -135,7 +135,7 @@ func (s *Service) Start(ctx context.Context) error {
 
 // Create makes a checkpoint of a running sandbox. It waits until the
 // checkpoint is ready, and fails with the reason if that fails; after
-// createWait, or at once with NoWait, it gives the processing row. The work
+// createWait without Progress, or at once with NoWait, it gives the processing row. The work
 // goes on when ctx ends.
 func (s *Service) Create(ctx context.Context, orgID, sandboxID string, req CreateRequest) (meta.Checkpoint, error) {
 	sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
@@ -152,7 +152,7 @@ func (s *Service) Create(ctx context.Context, orgID, sandboxID string, req Creat
 	}
 	done := make(chan error, 1)
 	s.wg.Go(func() {
-		err := s.make(s.ctx, &c)
+		err := s.make(s.ctx, &c, req.Progress)
 		if err == nil && keep > 0 {
 			s.trim(s.ctx, c, keep)
 		}
@@ -161,10 +161,16 @@ func (s *Service) Create(ctx context.Context, orgID, sandboxID string, req Creat
 	if req.NoWait {
 		return s.cfg.Meta.Checkpoint(ctx, orgID, c.ID)
 	}
+	var patience <-chan time.Time
+	if req.Progress != nil {
+		req.Progress(0, 0) // it has begun
+	} else {
+		patience = time.After(createWait)
+	}
 	select {
 	case err := <-done:
 		return c, err
-	case <-time.After(createWait):
+	case <-patience:
 	case <-ctx.Done():
 	}
 	return s.cfg.Meta.Checkpoint(context.WithoutCancel(ctx), orgID, c.ID)
@@ -219,9 +225,9 @@ func (s *Service) insert(ctx context.Context, c *meta.Checkpoint, sb meta.Sandbo
 
 // make captures and stores the checkpoint of a processing row, in the
 // sandbox's turn, and settles the row.
-func (s *Service) make(ctx context.Context, c *meta.Checkpoint) error {
+func (s *Service) make(ctx context.Context, c *meta.Checkpoint, progress func(done, total int64)) error {
 	err := s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
-		return s.capture(ctx, op, c)
+		return s.captureAnd(ctx, op, c, func(capt *frozen) { capt.progress = progress })
 	})
 	if err != nil {
 		s.fail(ctx, c, err)

@@ -194,6 +194,26 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// Who watches is told from the beginning to the end how far it is.
+func TestCreateWatched(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "one")
+	var mu sync.Mutex
+	var told [][2]int64
+	c, err := n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Progress: func(done, total int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, [2]int64{done, total})
+	}})
+	if err != nil || c.Status != meta.CheckpointReady {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if want := [][2]int64{{0, 0}, {4096, 4096}}; !slices.Equal(told, want) {
+		t.Errorf("told %v, want %v", told, want)
+	}
+}
+
 func TestCreateRefuses(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

@@ -37,7 +37,7 @@ func (s *Service) Export(ctx context.Context, orgID, id string, w io.Writer, pro
 	if err != nil {
 		return err
 	}
-	img, src, release, err := s.open(ctx, c)
+	img, src, release, err := s.open(ctx, c, nil)
 	if err != nil {
 		return err
 	}
@@ -94,6 +94,7 @@ func parcelFile(name string, r io.ReaderAt, size int64) portable.File {
 
 // Import makes a checkpoint of what Export wrote, of a stopped sandbox of its own
 // that stands for the one it was taken of. An empty name is the one that it had.
+// Progress is told of what is read, and then, from the beginning, of what is stored.
 func (s *Service) Import(ctx context.Context, orgID, name string, r io.Reader, progress func(done, total int64)) (_ meta.Checkpoint, err error) {
 	got, err := portable.Read(ctx, r, s.cfg.Spool, portable.Limits{}, progress)
 	if err != nil {
@@ -125,7 +126,7 @@ func (s *Service) Import(ctx context.Context, orgID, name string, r io.Reader, p
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return c, err
 	}
-	if err := s.storeImport(ctx, &c, &p, got); err != nil {
+	if err := s.storeImport(ctx, &c, &p, got, progress); err != nil {
 		s.fail(ctx, &c, err)
 		return c, err
 	}
@@ -162,10 +163,10 @@ func (s *Service) takeIn(ctx context.Context, p *parcel, got *portable.Received)
 }
 
 // storeImport stores what came and marks the row ready.
-func (s *Service) storeImport(ctx context.Context, c *meta.Checkpoint, p *parcel, got *portable.Received) error {
+func (s *Service) storeImport(ctx context.Context, c *meta.Checkpoint, p *parcel, got *portable.Received, progress func(done, total int64)) error {
 	m := p.Checkpoint
 	m.Checkpoint, m.Org, m.Sandbox, m.Name, m.Parent, m.CreatedAt = c.ID, c.OrgID, c.SandboxID, c.Name, "", c.CreatedAt.UTC()
-	req := store.PutRequest{Manifest: m}
+	req := store.PutRequest{Manifest: m, Progress: progress}
 	var err error
 	if req.ImagePath, err = s.cfg.Images.Path(ctx, m.ImageHash); err != nil {
 		return err

@@ -14,6 +14,9 @@ type CreateRequest struct {
 	Kind      string // "" = full; full | disk_only
 	Retention Retention
 	NoWait    bool // return the processing row instead of waiting for ready
+	// Progress, unless nil, is told the bytes of what is new that are stored, and
+	// all, from any goroutine; 0 is not known. With it Create waits however long it takes.
+	Progress func(done, total int64)
 }
 
 // SpawnRequest says what sandboxes to make of a checkpoint. Zero values mean
@@ -25,6 +28,9 @@ type SpawnRequest struct {
 	Envs       map[string]string
 	Metadata   map[string]string
 	MemoryMB   int // at least the checkpoint's; 0 = the checkpoint's
+	// Progress, unless nil, is told the bytes of what has to come to this machine
+	// before it can begin, and all, by the caller's goroutine. A Fork has none.
+	Progress func(done, total int64)
 }
 
 // The kinds of a Node.

@@ -18,8 +18,8 @@ import (
 // openToRestore is open, with a source that the build which is to restore it can
 // read: where that does not know the store it is a copy in the first format, which
 // release removes. The engine has opened it by then, and needs its name no more.
-func (s *Service) openToRestore(ctx context.Context, c meta.Checkpoint) (img store.Checkpoint, src sandbox.Source, release func(), err error) {
-	img, src, release, err = s.open(ctx, c)
+func (s *Service) openToRestore(ctx context.Context, c meta.Checkpoint, progress func(done, total int64)) (img store.Checkpoint, src sandbox.Source, release func(), err error) {
+	img, src, release, err = s.open(ctx, c, progress)
 	if err != nil || artefactOf(c).object == "" {
 		return img, src, release, err
 	}

@@ -66,9 +66,10 @@ func checkCheckpoint(req client.CreateCheckpointRequest, retention client.Retent
 }
 
 func (a *app) checkpointCreate(ctx context.Context, c *client.Client, sandbox string, req client.CreateCheckpointRequest) error {
-	p := a.progress("Creating checkpoint " + req.Name)
+	what := "Creating checkpoint " + req.Name
+	p := a.progress(what)
 	defer p.end()
-	cp, err := c.CreateCheckpoint(ctx, sandbox, req)
+	cp, err := c.CreateCheckpointWatched(ctx, sandbox, req, p.count(what))
 	if err == nil && !req.NoWait {
 		cp, err = awaitCheckpoint(ctx, c, cp)
 	}

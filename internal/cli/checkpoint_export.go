@@ -129,7 +129,7 @@ type metered struct {
 	progress    func(done, total int64)
 
 	mu  sync.Mutex
-	err error // guarded by mu; never io.EOF
+	err error // guarded by mu
 }
 
 // Read implements io.Reader.
@@ -137,7 +137,7 @@ func (m *metered) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
 	m.done += int64(n)
 	m.progress(m.done, m.total)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.err = err
@@ -149,5 +149,15 @@ func (m *metered) Read(p []byte) (int, error) {
 func (m *metered) failure() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if errors.Is(m.err, io.EOF) {
+		return nil
+	}
 	return m.err
+}
+
+// read tells whether all of it was read. Any goroutine may ask.
+func (m *metered) read() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return errors.Is(m.err, io.EOF)
 }

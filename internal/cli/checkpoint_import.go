@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/spf13/cobra"
@@ -56,7 +57,12 @@ func (a *app) checkpointImport(ctx context.Context, c *client.Client, name strin
 	p := a.progress("Importing")
 	defer p.end()
 	in := &metered{r: r, total: total, progress: p.count("Importing")}
-	cp, err := c.ImportCheckpoint(ctx, name, in, nil)
+	storing := sync.OnceValue(func() func(done, total int64) { return p.count("Storing") })
+	cp, err := c.ImportCheckpoint(ctx, name, in, func(done, total int64) {
+		if in.read() { // before that it tells of what we know better
+			storing()(done, total)
+		}
+	})
 	p.end()
 	if rerr := in.failure(); err != nil && rerr != nil {
 		return fmt.Errorf("reading the file: %w", rerr)

@@ -21,7 +21,7 @@ func (a *app) newCheckpointSpawn() *cobra.Command {
 			return a.call(cmd, func(ctx context.Context, c *client.Client) error {
 				p := a.progress("Spawning from " + args[0])
 				defer p.end()
-				res, err := c.SpawnCheckpoint(ctx, args[0], req)
+				res, err := c.SpawnCheckpointWatched(ctx, args[0], req, p.count("Fetching what "+args[0]+" runs on"))
 				p.end()
 				if err != nil {
 					return err

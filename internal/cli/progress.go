@@ -90,13 +90,14 @@ func (p *progress) quiet(text string) {
 	p.text = printable(text)
 }
 
-// count gives what shows how far an operation over bytes has come, on a terminal;
-// a total of 0 is not known.
+// count gives what shows how far an operation over bytes that begins now has come,
+// on a terminal; a total of 0 is not known.
 func (p *progress) count(what string) func(done, total int64) {
 	if !p.tty {
 		return func(int64, int64) {}
 	}
-	return func(done, total int64) { p.quiet(countText(what, done, total, time.Since(p.began))) }
+	began := time.Now()
+	return func(done, total int64) { p.quiet(countText(what, done, total, time.Since(began))) }
 }
 
 // countText says how much of an operation is done, how fast it goes, and how

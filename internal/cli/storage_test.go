@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -329,6 +330,53 @@ func TestCountsOnTerminal(t *testing.T) {
 		t.Errorf("%d %q", code, out.String())
 	}
 	eventually(t, "the line is taken away", func() bool { return strings.HasSuffix(x.drawn.String(), clearLine) })
+}
+
+// TestCheckpointCountsOnTerminal watches what makes checkpoints and sandboxes of
+// them; where there is no terminal nothing of it is seen.
+func TestCheckpointCountsOnTerminal(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "cp")
+	if err := os.WriteFile(file, make([]byte, 5<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		args          []string
+		route, result string
+		shown         string
+	}{
+		"create": {[]string{"cp", "create", "sb-1", "--name", "x"}, "POST /api/sandboxes/sb-1/checkpoints", cpJSON, "Creating checkpoint x: 1.0 MB of 2.0 MB, "},
+		"spawn":  {[]string{"cp", "spawn", "cp-1"}, "POST /api/sandboxes/from-checkpoint/cp-1", sbJSON, "Fetching what cp-1 runs on: 1.0 MB of 2.0 MB, "},
+		"import": {[]string{"cp", "import", file}, "POST /api/checkpoints/import", cpJSON, "Storing: 1.0 MB of 2.0 MB, "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv, x := newFake(t), newTerminal(t, 80, 24)
+			var watched atomic.Bool
+			watched.Store(true)
+			srv.handle(tc.route, func(w http.ResponseWriter, r *http.Request) { // the body has been read
+				if r.Header.Get("Accept") != "text/event-stream" {
+					t.Errorf("it does not ask for the progress: %v", r.Header)
+				}
+				w.Header().Set("Content-Type", "text/event-stream")
+				eventually(t, "the count is shown", func() bool {
+					_, _ = io.WriteString(w, "event: progress\ndata: {\"done\":1048576,\"total\":2097152}\n\n")
+					_ = http.NewResponseController(w).Flush()
+					return !watched.Load() || strings.Contains(x.drawn.String(), tc.shown)
+				})
+				_, _ = io.WriteString(w, "event: result\ndata: "+tc.result+"\n\n")
+			})
+			var out buffer
+			if code := (invocation{url: srv.URL, args: tc.args}).into(t, &out, x.oc); code != 0 || out.String() == "" {
+				t.Errorf("%d %q", code, out.String())
+			}
+			eventually(t, "the line is taken away", func() bool { return strings.HasSuffix(x.drawn.String(), clearLine) })
+			watched.Store(false)
+			if got := (invocation{url: srv.URL, args: tc.args}).run(t); got.code != 0 || got.errOut != "" || got.out != out.String() {
+				t.Errorf("without a terminal: %+v", got)
+			}
+		})
+	}
 }
 
 func TestCountText(t *testing.T) {
