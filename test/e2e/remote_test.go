@@ -150,6 +150,16 @@ func TestCheckpointsInABucket(t *testing.T) {
 	if got := b.heapSum(); got != sum {
 		t.Errorf("the heap is %s, not %s", got, sum)
 	}
+	for _, file := range images(t, s) {
+		must(t, os.RemoveAll(file))
+	}
+	var done, all int64
+	again, err := api(t, s).SpawnCheckpointWatched(t.Context(), cp, client.SpawnRequest{}, func(n, of int64) { done, all = n, of })
+	must(t, err)
+	if done == 0 || done != all {
+		t.Errorf("the spawn that had to fetch the image told of %d of %d bytes", done, all)
+	}
+	oc(t, s, "kill", again.ID)
 
 	for _, c := range asJSON[[]client.Checkpoint](t, s, "checkpoint", "list", b.id) {
 		if c.ID != first {
