@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,14 +17,16 @@ import (
 // bench holds both sides and what was measured so far. Runs alternate between
 // the sides, so that whatever else the machine does falls on both.
 type bench struct {
-	opts   options
-	ours   *ours
-	bare   *bare
-	dir    string
-	rows   []row
-	stored []stored  // of series of checkpoints
-	say    io.Writer // progress
-	failed error     // measures that could not be taken, joined
+	opts     options
+	ours     *ours
+	bare     *bare
+	dir      string
+	archive  []byte // the root file system
+	rows     []row
+	promises []promise
+	stored   []stored  // of series of checkpoints
+	say      io.Writer // progress
+	failed   error     // measures that could not be taken, joined
 }
 
 // sides are ours and the bare engine's, in the order of a run.
@@ -53,6 +57,12 @@ func measures() []measure {
 		{"spawn16", "", (*bench).spawnMany},
 		{"memory", "", (*bench).memory},
 		{"spawn100", small.name, (*bench).spawnHundred},
+		{"second", large.name, (*bench).second},
+		{"fork", large.name, (*bench).fork},
+		{"chain", medium.name, (*bench).chain},
+		{"far", large.name, (*bench).far},
+		{"server", large.name, (*bench).serverMemory},
+		{"delete", large.name, (*bench).deletion},
 		{dedup, idle.name, (*bench).series},
 	}
 }
@@ -96,11 +106,34 @@ func (b *bench) add(sc *scene, unit, name string, s [2]sample) {
 	b.rows = append(b.rows, row{measure: name, unit: unit, workload: sc.load.name, ours: s[0], bare: s[1]})
 }
 
+// own calls f with a server of its own on a fresh store.
+func (b *bench) own(ctx context.Context, with settings, f func(*ours) error) (err error) {
+	dir := filepath.Join(b.dir, "own")
+	o, err := newOurs(ctx, b.opts.binary, dir, b.archive, with)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		complaints := o.server.log()
+		if err = errors.Join(err, o.server.stop(), o.server.out.Close(), os.RemoveAll(dir)); err != nil {
+			err = fmt.Errorf("%w; the server: %s", err, complaints)
+		}
+	}()
+	return f(o)
+}
+
+// few is how often what takes long is repeated.
+func (b *bench) few() int { return max(1, b.opts.runs/3) }
+
 // each calls f for the runs, for one side after the other, on a disk that is
 // not busy with what came before.
 func (b *bench) each(ctx context.Context, runs int, f func(side int, s subject) error) error {
+	return alternate(ctx, runs, b.sides(), f)
+}
+
+func alternate(ctx context.Context, runs int, sides [2]subject, f func(side int, s subject) error) error {
 	for range runs {
-		for i, s := range b.sides() {
+		for i, s := range sides {
 			if err := ctx.Err(); err != nil {
 				return err
 			}

@@ -56,6 +56,25 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestPromised(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	promisedTable(&out, []promise{
+		{"later", "ms", sample{5}, "the first one", sample{20}, "≤ 0.15"},
+		{measure: "server", unit: "MiB", ours: sample{100}, wanted: "< 300 MB"},
+		{measure: "space", unit: "MiB", ours: sample{100}},
+	})
+	for _, want := range []string{
+		"| later | ms | 5.00 | the first one: 20.0 | 0.25 | ≤ 0.15 |\n",
+		"| server | MiB | 100 | – | – | < 300 MB |\n",
+		"| space | MiB | 100 | – | – | – |\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+}
+
 func TestStored(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

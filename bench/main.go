@@ -10,6 +10,10 @@
 // through the command line where that is what is measured. The benchmark knows
 // nothing internal; each measure is written once, for both (subject).
 //
+// What is promised of later checkpoints, forks, far stores and the server itself
+// has a table of its own, where each line says what it is compared with (promise),
+// on servers with fresh stores.
+//
 // The measure dedup is another comparison: of what series of checkpoints take in
 // our store with what tar and zstd, and restic, make of the same files. Those it
 // reads by package store, which alone knows where the state of a checkpoint is.
@@ -84,6 +88,10 @@ func run(ctx context.Context, args []string, out, say io.Writer) (err error) {
 		table(out, b.rows)
 		fmt.Fprintln(out)
 	}
+	if len(b.promises) > 0 {
+		promisedTable(out, b.promises)
+		fmt.Fprintln(out)
+	}
 	if len(b.stored) > 0 {
 		storedTable(out, b.stored)
 	}
@@ -102,26 +110,14 @@ func copyBinary(binary, dir string) (string, error) {
 // open brings up both sides. The bare engine runs from the image that our
 // server made of the benchmark's root file system.
 func (b *bench) open(ctx context.Context) error {
-	archive, err := rootfs(ctx, b.dir)
-	if err != nil {
+	var err error
+	if b.archive, err = rootfs(ctx, b.dir); err != nil {
 		return err
 	}
-	s, err := startServer(ctx, b.opts.binary, filepath.Join(b.dir, "ours"))
-	if err != nil {
+	if b.ours, err = newOurs(ctx, b.opts.binary, filepath.Join(b.dir, "ours"), b.archive, settings{}); err != nil {
 		return err
 	}
-	b.ours = &ours{server: s}
-	if err := b.ours.importTemplate(ctx, archive); err != nil {
-		return err
-	}
-	first, err := b.ours.Create(ctx) // makes the image
-	if err != nil {
-		return err
-	}
-	if err := b.ours.Kill(ctx, first); err != nil {
-		return err
-	}
-	image, err := s.image()
+	image, err := b.ours.server.image()
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ const quietTicks = 200 * time.Millisecond
 // ones stay in the scene.
 func (b *bench) checkpoint(ctx context.Context, sc *scene) error {
 	var first, pause, ready, quiet [2]sample
-	for range max(1, b.opts.runs/3) {
+	for range b.few() {
 		if err := b.replace(ctx, sc); err != nil {
 			return err
 		}
@@ -76,11 +76,25 @@ func (b *bench) capture(ctx context.Context, sc *scene, i int, s subject) (pause
 			return 0, 0, err
 		}
 	}
-	pause, err = ticks(ctx, s, sc.box[i], func() (err error) {
-		ready, err = timed(func() (err error) { sc.image[i], err = s.Checkpoint(ctx, sc.box[i]); return err })
+	c, err := capture(ctx, s, sc.box[i])
+	sc.image[i] = c.image
+	return c.pause, c.ready, err
+}
+
+// captured is a checkpoint with the pause that a process in the sandbox saw, and
+// the time until it could be used.
+type captured struct {
+	image        image
+	pause, ready time.Duration
+}
+
+// capture makes a checkpoint.
+func capture(ctx context.Context, s subject, b box) (c captured, err error) {
+	c.pause, err = ticks(ctx, s, b, func() (err error) {
+		c.ready, err = timed(func() (err error) { c.image, err = s.Checkpoint(ctx, b); return err })
 		return err
 	})
-	return pause, ready, err
+	return c, err
 }
 
 // ticks gives the longest time between two ticks in the sandbox during f.

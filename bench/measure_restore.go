@@ -47,7 +47,7 @@ const many = 16
 
 // spawnMany: from the call to the last answer of many sandboxes of a checkpoint.
 func (b *bench) spawnMany(ctx context.Context, sc *scene) error {
-	return b.spawnN(ctx, sc, many, max(1, b.opts.runs/3), fmt.Sprintf("%d spawns at once, all answering", many))
+	return b.spawnN(ctx, sc, many, b.few(), fmt.Sprintf("%d spawns at once, all answering", many))
 }
 
 func (b *bench) spawnN(ctx context.Context, sc *scene, n, runs int, name string) error {
@@ -84,7 +84,7 @@ func (b *bench) memory(ctx context.Context, sc *scene) error {
 		return err
 	}
 	var early, late [2]sample
-	err := b.each(ctx, max(1, b.opts.runs/3), func(i int, s subject) error {
+	err := b.each(ctx, b.few(), func(i int, s subject) error {
 		before, err := s.Memory()
 		if err != nil {
 			return err

@@ -33,6 +33,27 @@ type ours struct {
 
 var _ subject = (*ours)(nil)
 
+// newOurs starts a server below dir and gives it the root file system, with its
+// image made.
+func newOurs(ctx context.Context, binary, dir string, archive []byte, with settings) (*ours, error) {
+	s, err := startServer(ctx, binary, dir, with)
+	if err != nil {
+		return nil, err
+	}
+	o := &ours{server: s}
+	err = o.importTemplate(ctx, archive)
+	if err == nil {
+		var first box
+		if first, err = o.Create(ctx); err == nil {
+			err = o.Kill(ctx, first)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.stop(), fmt.Errorf("the server's complaints end: %s", s.log()))
+	}
+	return o, nil
+}
+
 func (o *ours) Create(ctx context.Context) (box, error) {
 	sb, err := o.server.client.CreateSandbox(ctx, client.CreateSandboxRequest{
 		TemplateID: templateName, CPUCount: cpus(), MemoryMB: boxMemoryMB, DiskMB: boxDiskMB,
@@ -108,6 +129,15 @@ func (o *ours) Checkpoint(ctx context.Context, b box) (image, error) {
 	return image{box: b, id: cp.ID}, nil
 }
 
+// added is what a checkpoint added to the store, in bytes.
+func (o *ours) added(ctx context.Context, img image) (int64, error) {
+	cp, err := o.server.client.GetCheckpoint(ctx, img.id)
+	if err != nil {
+		return 0, fmt.Errorf("oc: looking at a checkpoint: %w", err)
+	}
+	return cp.AddedBytes, nil
+}
+
 func (o *ours) Forget(ctx context.Context, img image) error {
 	if err := o.server.client.DeleteCheckpoint(ctx, string(img.box), img.id); err != nil {
 		return fmt.Errorf("oc: delete a checkpoint: %w", err)
@@ -163,6 +193,17 @@ func (o *ours) Spawn(ctx context.Context, img image, n int) ([]box, error) {
 		boxes = append(boxes, box(sb.ID))
 	}
 	return boxes, together(boxes, func(b box) error { return o.Exec(ctx, b) })
+}
+
+// Fork makes a sandbox of a running one, which has answered, and gives the
+// checkpoint that may still be being stored.
+func (o *ours) Fork(ctx context.Context, b box) (box, image, error) {
+	r, err := o.server.client.ForkSandbox(ctx, string(b), client.SpawnRequest{})
+	if err != nil {
+		return "", image{}, fmt.Errorf("oc: fork: %w", err)
+	}
+	made := box(r.Sandboxes[0].ID)
+	return made, image{box: b, id: r.Checkpoint.ID}, o.Exec(ctx, made)
 }
 
 func (o *ours) Kill(ctx context.Context, boxes ...box) error {

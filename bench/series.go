@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -49,7 +50,7 @@ const seriesPath = "/series.py"
 // make makes the checkpoints on a server of its own below dir, which has ended
 // when it returns: their ids, and what each added to the store in bytes.
 func (s series) make(ctx context.Context, binary, dir string) (ids []string, added []int64, err error) {
-	srv, err := startServer(ctx, binary, dir)
+	srv, err := startServer(ctx, binary, dir, settings{})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -142,6 +143,9 @@ func storedBytes(store string) (n int64, err error) {
 // treeBytes is the sum of the sizes of the files at or below path.
 func treeBytes(path string) (n int64, err error) {
 	err = filepath.Walk(path, func(_ string, st os.FileInfo, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed in the meantime
+		}
 		if err == nil && st.Mode().IsRegular() {
 			n += st.Size()
 		}

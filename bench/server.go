@@ -27,10 +27,17 @@ const (
 	serverPoll  = 10 * time.Millisecond
 )
 
+// settings are what a server has beside the defaults.
+type settings struct {
+	flags []string
+	env   []string // additions to the environment
+}
+
 // server is an `oc serve` of the benchmark's own, below one directory.
 type server struct {
 	binary string
 	dir    string // data and home are below
+	with   settings
 	cmd    *exec.Cmd
 	out    *os.File // its log
 	ended  chan error
@@ -38,8 +45,8 @@ type server struct {
 }
 
 // startServer starts it and waits until it answers.
-func startServer(ctx context.Context, binary, dir string) (*server, error) {
-	s := &server{binary: binary, dir: dir, ended: make(chan error, 1)}
+func startServer(ctx context.Context, binary, dir string, with settings) (*server, error) {
+	s := &server{binary: binary, dir: dir, with: with, ended: make(chan error, 1)}
 	if err := errors.Join(os.MkdirAll(s.data(), 0o711), os.MkdirAll(s.home(), 0o700)); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
 	}
@@ -48,7 +55,7 @@ func startServer(ctx context.Context, binary, dir string) (*server, error) {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	s.out = log
-	if err := s.start(ctx, "127.0.0.1:0"); err != nil {
+	if err := s.start(ctx, "127.0.0.1:0", with.flags...); err != nil {
 		return nil, errors.Join(err, s.out.Close())
 	}
 	return s, nil
@@ -87,6 +94,7 @@ func (s *server) restart(ctx context.Context, flags ...string) error {
 
 func (s *server) data() string    { return filepath.Join(s.dir, "data") }
 func (s *server) store() string   { return filepath.Join(s.data(), "store") }
+func (s *server) cache() string   { return filepath.Join(s.data(), "cache") }
 func (s *server) home() string    { return filepath.Join(s.dir, "home") }
 func (s *server) logFile() string { return filepath.Join(s.dir, "server.log") }
 
@@ -99,7 +107,7 @@ func (s *server) env() []string {
 			env = append(env, v)
 		}
 	}
-	return env
+	return append(env, s.with.env...)
 }
 
 // connect waits for the configuration that a new server writes for its user,

@@ -25,6 +25,12 @@ var idle = workload{name: "idle"}
 // small is the workload of the measure of many spawns.
 var small = workload{name: "64 MiB", mib: 64}
 
+// medium and large are the workloads of what is promised of checkpoints.
+var (
+	medium = workload{name: "256 MiB", mib: 256}
+	large  = workload{name: "1024 MiB", mib: 1024}
+)
+
 // parseWorkloads understands a list such as "idle,64,1024,30000f": mebibytes
 // of random memory, or a number of files.
 func parseWorkloads(list string) ([]workload, error) {

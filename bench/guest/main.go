@@ -8,6 +8,7 @@
 // any way of executing a program in the sandbox can talk to it. The words:
 //
 //	fill MIB         hold that much random memory
+//	change PERCENT   make as many of its pages random anew
 //	files DIR N      make N files of 300 bytes below DIR
 //	tick             start to tick
 //	gap              stop, and print the longest time between two ticks in microseconds

@@ -15,6 +15,7 @@ import (
 )
 
 const (
+	pageBytes    = 4096
 	fileBytes    = 300
 	filesPerDir  = 1000
 	maxFillMiB   = 1 << 20
@@ -31,6 +32,8 @@ func (w *workload) do(words []string) (string, error) {
 	switch {
 	case len(words) == 2 && words[0] == "fill":
 		return w.fill(words[1])
+	case len(words) == 2 && words[0] == "change":
+		return w.change(words[1])
 	case len(words) == 3 && words[0] == "files":
 		return files(words[1], words[2])
 	case len(words) == 1 && words[0] == "tick":
@@ -62,12 +65,32 @@ func (w *workload) fill(arg string) (string, error) {
 	return "ok", nil
 }
 
+// change makes a part of the memory's pages random anew, in any order.
+func (w *workload) change(arg string) (string, error) {
+	percent, err := strconv.Atoi(arg)
+	if err != nil || percent < 1 || percent > 100 {
+		return "", fmt.Errorf("not a part in percent: %q", arg)
+	}
+	pages, source := len(w.memory)/pageBytes, newRandom()
+	if pages == 0 {
+		return "", errors.New("nothing is filled")
+	}
+	for _, p := range rand.Perm(pages)[:max(1, pages*percent/100)] {
+		_, _ = source.Read(w.memory[p*pageBytes:][:pageBytes]) // never fails
+	}
+	return "ok", nil
+}
+
 func random(b []byte) {
+	_, _ = newRandom().Read(b) // never fails
+}
+
+func newRandom() *rand.ChaCha8 {
 	var seed [32]byte
 	for i := range seed {
 		seed[i] = byte(rand.Uint32())
 	}
-	_, _ = rand.NewChaCha8(seed).Read(b) // never fails
+	return rand.NewChaCha8(seed)
 }
 
 func files(dir, arg string) (string, error) {

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -15,10 +17,18 @@ func TestWorkload(t *testing.T) {
 	w := &workload{}
 	dir := t.TempDir()
 	empty := do(t, w, "sum")
+	if out, err := w.do([]string{"change", "1"}); err == nil {
+		t.Errorf("a change of nothing is answered by %q", out)
+	}
 	do(t, w, "fill", "1")
 	full := do(t, w, "sum")
 	if full == empty || do(t, w, "sum") != full {
 		t.Errorf("checksums %q, then %q", empty, full)
+	}
+	before := slices.Clone(w.memory)
+	do(t, w, "change", "3")
+	if n := changedPages(before, w.memory); n != 7 {
+		t.Errorf("%d of 256 pages changed, not 7", n)
 	}
 	do(t, w, "files", dir, "1001")
 	for _, name := range []string{"0/0", "0/999", "1/0"} {
@@ -26,11 +36,20 @@ func TestWorkload(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, st, err)
 		}
 	}
-	for _, bad := range [][]string{nil, {"fill", "1"}, {"fill", "-1"}, {"files", dir, "x"}, {"gap"}, {"dance"}} {
+	for _, bad := range [][]string{nil, {"fill", "1"}, {"fill", "-1"}, {"files", dir, "x"}, {"gap"}, {"change", "0"}, {"change", "101"}, {"dance"}} {
 		if out, err := w.do(bad); err == nil {
 			t.Errorf("%q is answered by %q", bad, out)
 		}
 	}
+}
+
+func changedPages(a, b []byte) (n int) {
+	for at := 0; at < len(a); at += pageBytes {
+		if !bytes.Equal(a[at:at+pageBytes], b[at:at+pageBytes]) {
+			n++
+		}
+	}
+	return n
 }
 
 func TestTicker(t *testing.T) {
