@@ -21,6 +21,7 @@ export GOFLAGS := -trimpath -buildvcs=false
 
 MODULE  := github.com/opencomputer/oc
 AGENT   := internal/agentbin/bin/oc-agent
+NODE    := internal/nodebin/bin/oc-node
 OC      := bin/oc
 VERSION = $(shell tools/stamp version)
 ENGINE  = $(shell tools/stamp engine)
@@ -38,9 +39,11 @@ setup: ## install what is missing: Debian packages, Go, Go modules
 	@tools/setup
 
 build: setup ## build the one static binary, bin/oc
-	@echo "[1/2] building the agent -> $(AGENT)"
+	@echo "[1/3] building the agent -> $(AGENT)"
 	@go build -ldflags '-s -w' -o $(AGENT) ./cmd/oc-agent
-	@echo "[2/2] building oc $(VERSION), $(ENGINE) -> $(OC) (the first time: 1 to 3 minutes)"
+	@echo "[2/3] building the node's program $(VERSION), $(ENGINE) -> $(NODE) (the first time: 1 to 3 minutes)"
+	@go build -ldflags '$(LDFLAGS)' -o $(NODE) ./cmd/oc-node
+	@echo "[3/3] building oc, with both inside -> $(OC)"
 	@go build -ldflags '$(LDFLAGS)' -o $(OC) ./cmd/oc
 
 demo: build ## checkpoint, damage, restore and fork a live sandbox
@@ -67,4 +70,4 @@ fuzz: setup ## each fuzz test for FUZZTIME (10s)
 
 clean: ## remove what was built, and the demo's data
 	@demo/demo.sh --clean
-	rm -rf bin $(AGENT)
+	rm -rf bin $(AGENT) $(NODE)

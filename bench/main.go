@@ -3,7 +3,7 @@
 // Command bench measures OpenComputer beside the bare engine and prints a
 // Markdown table: medians of repeated runs, least and most, and the ratio.
 //
-// The bare engine is what one would do by hand: the same binary as runsc, with
+// The bare engine is what one would do by hand: our node's program as runsc, with
 // its run, exec, checkpoint and restore, on the same root file system image
 // and the same kind of writable layer, with the same guest program (package
 // guest). Ours is used as any program would: through package client, and
@@ -121,7 +121,11 @@ func (b *bench) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.bare, err = newBare(b.opts.binary, filepath.Join(b.dir, "bare"), image)
+	engine, err := b.ours.server.engine()
+	if err != nil {
+		return err
+	}
+	b.bare, err = newBare(engine, filepath.Join(b.dir, "bare"), image)
 	return err
 }
 

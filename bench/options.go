@@ -40,7 +40,7 @@ func parseOptions(args []string, complaints io.Writer) (options, error) {
 		binary = "bin/oc"
 	}
 	var o options
-	f.StringVar(&o.binary, "oc", binary, "the static oc `binary`, both server and runsc (env OC_BIN)")
+	f.StringVar(&o.binary, "oc", binary, "the static oc `binary` (env OC_BIN)")
 	f.StringVar(&o.dir, "dir", "/var/tmp", "where to make the temporary `directory`; on the kind of disk that you want to know about")
 	runs := f.Int("runs", 0, fmt.Sprintf("repetitions of each measure (default %d, with -quick %d)", allRuns, quickRuns))
 	sizes := f.String("sizes", "", fmt.Sprintf("workloads, a `list`: idle, MiB of random memory, or with an f behind it a number of files (default %s, with -quick %s)", allSizes, quickSizes))

@@ -189,6 +189,16 @@ func (s *server) stop() error {
 	return err
 }
 
+// engine is the program that its engines run from. It is in oc, which would have
+// to take it out at each start.
+func (s *server) engine() (string, error) {
+	found, err := filepath.Glob(filepath.Join(s.data(), "engines", "*", "oc"))
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("looking for the engine below %s: found %q: %w", s.data(), found, err)
+	}
+	return found[0], nil
+}
+
 // image is the file that sandboxes of the only template run from; there is one
 // as soon as there was a sandbox.
 func (s *server) image() (string, error) {

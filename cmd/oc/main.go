@@ -1,28 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command oc is OpenComputer's one binary: the command line, the server
-// (`oc serve`), and, re-executed, the engine (runsc), its helpers and the
-// keeper. This file only decides which of them a process is.
+// Command oc is OpenComputer's one binary. It is the client's commands, and
+// carries the program of a node (cmd/oc-node), which it becomes for everything
+// else: the server and its roles, the engine, help.
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
-	_ "github.com/opencomputer/oc/internal/buildinfo" // guards against cgo builds
-	"github.com/opencomputer/oc/internal/engine/gvisor"
-	"github.com/opencomputer/oc/internal/engine/gvisor/helper"
-	"github.com/opencomputer/oc/internal/engine/gvisor/runsc"
-	"github.com/opencomputer/oc/internal/engine/gvisor/shape"
+	"github.com/opencomputer/oc/internal/buildinfo"
+	"github.com/opencomputer/oc/internal/cli"
+	"github.com/opencomputer/oc/internal/nodebin"
+	"github.com/opencomputer/oc/internal/store/seal"
 )
 
 func main() {
-	if runsc.Invoked(os.Args) {
-		os.Args = shape.Apply(os.Args)
-		runsc.Main()
-		return
+	m := cli.New()
+	m.Version = buildinfo.Version()
+	m.NewKey = seal.Generate
+	args, asEngine := os.Args, engine(os.Args)
+	if !asEngine && m.Owns(args[1:]) {
+		os.Exit(m.Run(context.Background(), args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
 	}
-	if len(os.Args) > 1 && os.Args[1] == gvisor.HelperCommand {
-		os.Exit(helper.Main())
+	if self, err := os.Executable(); err == nil && !asEngine {
+		args = append([]string{self}, args[1:]...) // a unit of the service names it
 	}
-	os.Exit(run(os.Args))
+	fmt.Fprintln(os.Stderr, "Error:", nodebin.Exec(args, os.Environ()))
+	os.Exit(1)
 }
+
+// engine tells whether the process was started as the engine, by its name. (The
+// node's program knows more forms; in those it starts itself.)
+func engine(argv []string) bool { return strings.HasPrefix(filepath.Base(argv[0]), "runsc") }

@@ -39,6 +39,14 @@ func New(extra ...*cobra.Command) *Main {
 	return &Main{Version: "dev", extra: extra, notify: osSignals, patience: defaultPatience}
 }
 
+// Owns tells whether args (without the program's name) are one of the commands of
+// this package, whatever else they hold. Help on all of them is not.
+func (m *Main) Owns(args []string) bool {
+	root := (&app{}).root()
+	cmd, _, err := root.Find(args)
+	return err == nil && cmd != root
+}
+
 // Run runs the command line args (without the program's name) and gives the exit
 // code. The environment has the form of os.Environ. The writers may be called by
 // several goroutines, one at a time each unless they are files. Run can be called

@@ -69,8 +69,8 @@ func (i Instance) write() error {
 // lock ends with the process. patience is how long the lock of a server is tried
 // that is no more: one that was killed is dying for a while, thread by thread.
 func lockData(dataDir string, patience time.Duration) (*os.File, error) {
-	if err := os.MkdirAll(dataDir, 0o711); err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "the data directory %s cannot be made", dataDir).WithHint("run oc serve as root")
+	if err := makeData(dataDir); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(dataDir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -91,6 +91,14 @@ func lockData(dataDir string, patience time.Duration) (*os.File, error) {
 		return nil, errors.Join(fault.New(fault.Conflict, "the data directory %s is in use by %s", dataDir, who).
 			WithHint("stop it with `oc down`, or choose another --data-dir"), f.Close())
 	}
+}
+
+// makeData makes the data directory where there is none.
+func makeData(dataDir string) error {
+	if err := os.MkdirAll(dataDir, 0o711); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the data directory %s cannot be made", dataDir).WithHint("run oc serve as root")
+	}
+	return nil
 }
 
 // How long, and how often, the lock of a server that is no more is tried.

@@ -4,7 +4,7 @@
 // each package the others it needs, runs them, and ends them in order.
 //
 // This is the one place that knows every package; no package knows it but
-// cmd/oc. Invariants: one server per data directory; what was opened is closed
+// cmd/oc-node. Invariants: one server per data directory; what was opened is closed
 // on every path; sandboxes run on when a node ends.
 package node
 
@@ -127,6 +127,15 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 		Spool: n.places.in("uploads"), DataFree: func() (int64, error) { return freeSpace(n.places.data) }, Log: log,
 	})
 	return n, nil
+}
+
+// KeepBuild makes sure that a data directory has a copy of the running build, and
+// gives its path. It needs no lock: copies are named by what is in them.
+func KeepBuild(dataDir string) (string, error) {
+	if err := makeData(dataDir); err != nil {
+		return "", err
+	}
+	return gvisor.KeepBuild(placesOf(dataDir).in("engines"))
 }
 
 func database(s Settings) string {

@@ -55,6 +55,24 @@ func TestAgentDependencies(t *testing.T) {
 	}
 }
 
+// TestClientDependencies holds what oc itself links in: it starts for each of its
+// commands, and all packages are initialised then.
+func TestClientDependencies(t *testing.T) {
+	t.Parallel()
+	var allowed []string
+	for _, name := range []string{
+		"cmd/oc", "client", "internal/cli", "internal/buildinfo", "internal/durable", "internal/fault", "internal/nodebin", "internal/store/seal",
+	} {
+		allowed = append(allowed, module+"/"+name)
+	}
+	others := []string{"github.com/coder/websocket", "github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/sys", "golang.org/x/term"}
+	for _, dep := range goList(t, "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./cmd/oc") {
+		if !below(dep, append(allowed, others...)) {
+			t.Errorf("oc links in %s: what is not a command of a client's belongs to cmd/oc-node", dep)
+		}
+	}
+}
+
 // below tells whether a package is one of, or inside one of, the roots.
 func below(pkg string, roots []string) bool {
 	for _, r := range roots {

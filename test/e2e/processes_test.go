@@ -54,6 +54,23 @@ func keptBuild(t *testing.T, s *harness.Server, binary string) string {
 	return filepath.Join(s.Data, "engines", hex.EncodeToString(h.Sum(nil)))
 }
 
+// servingBuild is the directory of the kept build that a server itself runs from,
+// which was started by an oc with all inside.
+func servingBuild(t *testing.T, s *harness.Server) string {
+	t.Helper()
+	pids := running(s, "serve")
+	if len(pids) != 1 {
+		t.Fatalf("%d servers run", len(pids))
+	}
+	exe, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pids[0]), "exe"))
+	must(t, err)
+	build := filepath.Dir(exe)
+	if filepath.Dir(build) != filepath.Join(s.Data, "engines") {
+		t.Errorf("the server runs from %s, not from a kept build", exe)
+	}
+	return build
+}
+
 // enginesOf counts the engine processes that run from a kept build.
 func enginesOf(s *harness.Server, build string) int {
 	n := 0

@@ -38,7 +38,7 @@ func TestUpgradedServerWorksWithSandboxesOfTheOldBuild(t *testing.T) {
 	must(t, s.Down(t.Context()))
 	s.Use(current)
 	must(t, s.Up(t.Context()))
-	old, now := keptBuild(t, s, earlier), keptBuild(t, s, current)
+	old, now := keptBuild(t, s, earlier), servingBuild(t, s)
 	awaitEngines(t, s, old, 3)
 
 	loadedByAPair(t, s, bigCP, bigSum)

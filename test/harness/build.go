@@ -15,8 +15,11 @@ const module = "github.com/opencomputer/oc"
 
 // BuildOC builds this tree's oc to a path, with another stamp of the engine than
 // the oc under test has: to the engine, the two are different releases that
-// cannot read each other's images.
-func BuildOC(ctx context.Context, path, stamp string) error { return buildOC(ctx, ".", path, stamp) }
+// cannot read each other's images. It is the program that oc embeds, which has
+// all commands.
+func BuildOC(ctx context.Context, path, stamp string) error {
+	return buildOC(ctx, ".", "/cmd/oc-node", path, stamp)
+}
 
 // BuildCommit is BuildOC of an earlier commit of this repository; an empty stamp is
 // the one that the commit has. dir is an empty directory for its files.
@@ -41,11 +44,11 @@ func BuildCommit(ctx context.Context, dir, commit, path, stamp string) error {
 		}
 		stamp = strings.TrimSpace(string(out))
 	}
-	return buildOC(ctx, dir, path, stamp)
+	return buildOC(ctx, dir, "/cmd/oc", path, stamp)
 }
 
-func buildOC(ctx context.Context, dir, path, stamp string) error {
-	return build(ctx, dir, path, module+"/cmd/oc", "-X "+module+"/internal/buildinfo.version="+stamp+
+func buildOC(ctx context.Context, dir, pkg, path, stamp string) error {
+	return build(ctx, dir, path, module+pkg, "-X "+module+"/internal/buildinfo.version="+stamp+
 		" -X "+module+"/internal/buildinfo.engine="+stamp+" -X gvisor.dev/gvisor/runsc/version.version="+stamp)
 }
 

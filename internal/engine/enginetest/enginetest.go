@@ -4,7 +4,8 @@
 //
 // A test binary has one driver, below directories and a cgroup parent of its
 // own, and ends with a check that nothing is left of any of them. Engines, their
-// helpers and pagers run from bin/oc (or OC_BIN), never from the test binary.
+// helpers and pagers run from the program that make build made, never from the
+// test binary.
 //
 // The package is for tests only.
 package enginetest
@@ -35,14 +36,11 @@ import (
 // Patience bounds what a test waits for: a loaded machine is slow.
 const Patience = 2 * time.Minute
 
-// Binary is the oc binary under test.
+// Binary is the program of a node under test, as make build embeds it in oc.
 func Binary() (string, error) {
-	path := os.Getenv("OC_BIN")
-	if path == "" {
-		path = inTree("bin/oc")
-	}
+	path := inTree("internal/nodebin/bin/oc-node")
 	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("the binary under test is missing (run `make build`, or set OC_BIN): %w", err)
+		return "", fmt.Errorf("the program under test is missing, run `make build`: %w", err)
 	}
 	return path, nil
 }

@@ -17,6 +17,16 @@ import (
 	"github.com/opencomputer/oc/internal/fault"
 )
 
+// KeepBuild makes sure that there is a kept copy of the running build in dir, a
+// Config.BuildsDir, and gives its path.
+func KeepBuild(dir string) (path string, err error) {
+	hash, err := keepBuild(dir, ownBinary)
+	return buildPath(dir, hash), err
+}
+
+// ownBinary is the file of this process, also where it has no name any more.
+const ownBinary = "/proc/self/exe"
+
 // keepBuild copies the oc binary at path to <dir>/<sha256>/oc, unless it is
 // there, and gives its hash. Engines run from the kept copy, so that replacing
 // the installed binary neither disturbs them nor takes away the build that a

@@ -107,7 +107,7 @@ func New(cfg Config) (*Driver, error) {
 		return nil, err
 	}
 	if cfg.Binary == "" {
-		cfg.Binary = "/proc/self/exe"
+		cfg.Binary = ownBinary
 	}
 	build, err := keepBuild(cfg.BuildsDir, cfg.Binary)
 	if err != nil {

@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/signal"
 	"os/user"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/cli/config"
 	"github.com/opencomputer/oc/internal/fault"
@@ -41,6 +43,9 @@ user.`,
 			if err != nil {
 				return err
 			}
+			if err := leaveMemory(s); err != nil {
+				return err
+			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			return serve(ctx, s, log, cmd.OutOrStdout())
@@ -48,6 +53,21 @@ user.`,
 	}
 	s.Bind(cmd.Flags())
 	return cmd
+}
+
+// leaveMemory goes on as the kept copy of this build where the program runs from
+// a file of memory, into which oc puts it: a server lives long, and its program's
+// pages shall be the disk's. Who is not root is told so later.
+func leaveMemory(s node.Settings) error {
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil || !strings.HasPrefix(self, "/memfd:") || os.Geteuid() != 0 {
+		return err
+	}
+	kept, err := node.KeepBuild(s.DataDir)
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("starting the server from %s: %w", kept, unix.Exec(kept, os.Args, os.Environ()))
 }
 
 func serve(ctx context.Context, s node.Settings, log *slog.Logger, out io.Writer) error {

@@ -50,6 +50,15 @@ func quoteUnit(s string) string {
 	return `"` + s + `"`
 }
 
+// installed is the path of oc. It gives its own as the name of this program, which
+// it has put into memory.
+func installed() (string, error) {
+	if filepath.IsAbs(os.Args[0]) {
+		return os.Args[0], nil
+	}
+	return os.Executable()
+}
+
 func installServiceCommand() *cobra.Command {
 	var (
 		s     node.Settings
@@ -64,7 +73,7 @@ server at boot and again when it ends. Sandboxes outlive it.`,
 			if err := s.Complete(cmd.Flags(), os.LookupEnv); err != nil {
 				return err
 			}
-			self, err := os.Executable()
+			self, err := installed()
 			if err != nil {
 				return fmt.Errorf("finding our own binary: %w", err)
 			}
