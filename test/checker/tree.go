@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -176,7 +177,7 @@ func (t *tree) punch(name string, rng *rand.Rand) error {
 	n := 1 + rng.IntN(len(want)-at)
 	clear(want[at:][:n])
 	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(at), int64(n))
-	if err == unix.EOPNOTSUPP || err == unix.ENOSYS || err == unix.EINVAL {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
 		_, err = f.WriteAt(make([]byte, n), int64(at))
 	}
 	return err
@@ -255,8 +256,12 @@ func (t *tree) check(areas []*area) error {
 			return nil
 		case d.Type() == fs.ModeSymlink:
 			found++
-			if to, err := os.Readlink(t.path(name)); err != nil || to != t.links[name] || to == "" {
-				return fmt.Errorf("the link %s leads to %q, not %q: %v", name, to, t.links[name], err)
+			to, err := os.Readlink(t.path(name))
+			if err != nil {
+				return err
+			}
+			if to != t.links[name] || to == "" {
+				return fmt.Errorf("the link %s leads to %q, not %q", name, to, t.links[name])
 			}
 			return nil
 		}
