@@ -13,7 +13,6 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/memmap"
-	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
 	"gvisor.dev/gvisor/pkg/sentry/state/stateio"
 
 	"github.com/opencomputer/oc/internal/engine"
@@ -110,12 +109,8 @@ func captureOn(t *testing.T, rng *rand.Rand, base *engine.Base, files []testFile
 		}
 	}
 	a.Prefault(int64(rng.IntN(size + 1)))
-	sock, err := a.Serve()
-	c := dial(t, sock, err)
-	w, err := c.OpenWrite(checkpointfiles.PagesFileName)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, state, w, _ := opened(t, a)
+	finish(t, state)
 	var sources []testSource
 	for _, f := range files {
 		sources = append(sources, registerFile(t, w, f.File, f.mem))
@@ -316,12 +311,8 @@ func TestOnBaseOnlyPagesAreTaken(t *testing.T) {
 	t.Parallel()
 	a, _ := newArena(t, pageSize, pageSize, 4*pageSize)
 	a.Compare(&engine.Base{})
-	sock, err := a.Serve()
-	c := dial(t, sock, err)
-	w, err := c.OpenWrite(checkpointfiles.PagesFileName)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, state, w, _ := opened(t, a)
+	finish(t, state)
 	s := register(t, w, 8*pageSize)
 	for i, tt := range []struct {
 		start, length uint64

@@ -30,19 +30,19 @@ import (
 // The engine decides when it ends a write; so the mappings live until the
 // arena is closed and the last writer is.
 type Arena struct {
-	files   map[string]*region
-	known   []knownFile // not changed once the engine writes
-	base    *base       // likewise; nil: all pages are copied
-	copying chan struct{}
-	begun   sync.Once // closes copying
+	files map[string]*region
+	known []knownFile // not changed once the engine writes
+	base  *base       // likewise; nil: all pages are copied
 
-	mu      sync.Mutex
-	writers int  // open ones
-	closed  bool // by its owner
+	mu       sync.Mutex
+	writers  int      // open ones
+	closed   bool     // by its owner
+	gathered [][]byte // mappings of the engine's buffers
 }
 
 type region struct {
-	mem []byte // mapping of the whole file, whose size is the bound
+	mem    []byte  // mapping of the whole file, whose size is the bound
+	gather *buffer // where the engine gathers what it writes; nil: it does not
 
 	// Set when the file is finalized; guarded by Arena.mu.
 	n      int64 // bytes written
@@ -53,7 +53,7 @@ type region struct {
 
 // NewArena maps the three files; their sizes bound what a capture may take.
 func NewArena(state, meta, pages *os.File) (_ *Arena, err error) {
-	a := &Arena{files: map[string]*region{}, copying: make(chan struct{})}
+	a := &Arena{files: map[string]*region{}}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -96,12 +96,17 @@ func (a *Arena) Prefault(n int64) {
 	wg.Wait()
 }
 
-// Serve starts serving the arena's files for writing and gives the engine's
-// end of the connection.
-func (a *Arena) Serve() (*os.File, error) { return serve(captureServer{a}) }
-
-// Copying is closed when the engine, frozen by then, is about to copy its pages.
-func (a *Arena) Copying() <-chan struct{} { return a.copying }
+// Serve starts serving the arena's files for writing, once, and gives the
+// engine's end of the connection. It ends when all copies of that are closed. If
+// this process dies at any moment, the engine loses the capture and nothing else.
+func (a *Arena) Serve() (*os.File, error) {
+	c, theirs, err := a.offer()
+	if err != nil {
+		return nil, err
+	}
+	go c.serve()
+	return theirs, nil
+}
 
 // Sizes are the bytes that the engine wrote to each file, valid after the
 // capture.
@@ -156,6 +161,25 @@ func (a *Arena) unmapUnused() {
 	for _, k := range a.known {
 		_ = unix.Munmap(k.mem)
 	}
+	for _, mem := range a.gathered {
+		_ = unix.Munmap(mem)
+	}
+	a.gathered = nil
+}
+
+// gatherFrom maps a buffer of the engine's until the arena is unmapped.
+func (a *Arena) gatherFrom(f *os.File, size int) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, errors.New("pager: the arena is closed")
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("pager: mapping a buffer of the engine's (%d bytes): %w", size, err)
+	}
+	a.gathered = append(a.gathered, mem)
+	return mem, nil
 }
 
 // borrow gives the region of a file to a writer.
@@ -248,9 +272,6 @@ type source struct {
 
 // RegisterSourceFD numbers the engine's memory files in their order.
 func (w *captureWriter) RegisterSourceFD(fd int32, _ uint64, _ []stateio.ClientFileRangeSetting) (stateio.SourceFile, error) {
-	if w.identify {
-		w.a.begun.Do(func() { close(w.a.copying) })
-	}
 	w.sources++
 	return source{index: w.sources - 1, mem: w.a.mappingOf(int(fd))}, nil
 }
@@ -279,16 +300,23 @@ func (w *captureWriter) add(id int, size uint64, sf stateio.SourceFile, frs []me
 		w.done <- stateio.Completion{ID: id, Err: unix.EINVAL}
 		return
 	}
-	w.off += int64(size)
 	src, _ := sf.(source)
+	if w.r.gather != nil {
+		<-w.r.gather.came // soon, if it was not there before
+		src.mem = w.r.gather.mem
+	}
 	for i, fr := range frs {
+		if fr.End <= uint64(len(src.mem)) {
+			from[i] = src.mem[fr.Start:fr.End]
+		} else if w.r.gather != nil { // what is registered in its place holds nothing
+			w.done <- stateio.Completion{ID: id, Err: unix.EINVAL}
+			return
+		}
 		if w.identify {
 			w.frs = appendRange(w.frs, engine.PageRange{Source: src.index, Offset: fr.Start, Length: fr.Length()})
 		}
-		if fr.End <= uint64(len(src.mem)) {
-			from[i] = src.mem[fr.Start:fr.End]
-		}
 	}
+	w.off += int64(size)
 	w.jobs <- copyJob{id: id, off: off, size: size, source: src.index, frs: frs, from: from}
 }
 

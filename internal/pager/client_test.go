@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/memmap"
+	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
 	"gvisor.dev/gvisor/pkg/sentry/state/stateio"
 	"gvisor.dev/gvisor/pkg/sentry/state/stateipc"
 	"gvisor.dev/gvisor/pkg/unet"
@@ -39,6 +40,28 @@ func dial(t *testing.T, sock *os.File, err error) *stateipc.AsyncFileClient {
 	}
 	t.Cleanup(c.DecRef)
 	return c
+}
+
+// opened opens the files of a capture, in the engine's order; state writes from
+// the source.
+func opened(t *testing.T, a *Arena) (c *stateipc.AsyncFileClient, state, pages stateio.AsyncWriter, s testSource) {
+	t.Helper()
+	sock, err := a.Serve()
+	c = dial(t, sock, err)
+	open := func(name string) stateio.AsyncWriter {
+		w, err := c.OpenWrite(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	state = open(checkpointfiles.StateFileName)
+	s = register(t, state, 4*pageSize)
+	meta := open(checkpointfiles.PagesMetadataFileName)
+	register(t, meta, pageSize)
+	pages = open(checkpointfiles.PagesFileName)
+	finish(t, meta)
+	return c, state, pages, s
 }
 
 // memory makes a memory file of the size, and its mapping.

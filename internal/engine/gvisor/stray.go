@@ -24,8 +24,8 @@ const (
 
 // endStrays ends the helpers of an earlier server, which nobody waits for: one
 // that hangs would keep its engine frozen. They are asked first, and a stopped
-// one is let go on, because a capture that is cut off at the wrong moment costs
-// the engine. Who restores stays: sandboxes load from it. It must run before
+// one is let go on, because a capture of an earlier build that is cut off at the
+// wrong moment costs the engine. Who restores stays: sandboxes load from it. It must run before
 // this driver starts helpers of its own.
 func (d *Driver) endStrays() {
 	strays := strayHelpers(d.cfg.BuildsDir)

@@ -40,7 +40,8 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 		return err
 	}
 	if req.HoldMS == 0 {
-		endWithServer(arena.Copying())
+		// Nobody else would end this process then if it hung, with the engine frozen.
+		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // never fails (prctl(2))
 	}
 	c, err := connect(t)
 	if err != nil {
@@ -121,31 +122,6 @@ func (p paused) resume() error {
 		return err
 	}
 	return steerOne(wire.VerbResume, p.t)
-}
-
-// openTime is more than an engine takes to open the files of an arena.
-const openTime = 2 * time.Second
-
-// endWithServer has this process end with the server while the engine is
-// frozen, also if it hangs, because nobody else would end it then; and when the
-// server asks for it. Neither happens while the engine opens the arena's files:
-// losing us there, it dies of its own error handling (control.SaveOpts leaves
-// typed nil writers to state.SaveOpts.Close).
-func endWithServer(copying <-chan struct{}) {
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, unix.SIGTERM)
-	go func() {
-		<-copying
-		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // never fails (prctl(2))
-	}()
-	go func() {
-		<-asked
-		select {
-		case <-copying:
-		case <-time.After(openTime):
-		}
-		os.Exit(1)
-	}()
 }
 
 // copyState has the engine write its state into the arena, and reports it.
