@@ -173,6 +173,9 @@ func expected(m *store.Manifest) int64 {
 const (
 	// sweepDelay gathers deletions that come together.
 	sweepDelay = 2 * time.Second
+	// sweepEvery is how often one comes unasked: a server that was killed has left a
+	// claim on what it wrote or read, which can be ended when it has expired.
+	sweepEvery = 2 * refs.DefaultTTL
 	// auditEvery is how often a sweep looks at everything there is.
 	auditEvery = 6 * time.Hour
 	// sweepPending is when what could not be freed yet is looked at again.
@@ -219,9 +222,9 @@ func (s *Service) sweep() {
 		if audit {
 			due = time.Now().Add(auditEvery)
 		}
-		next := time.Until(due)
+		next := sweepEvery
 		if r.Pending > 0 { // somebody still reads it
-			next = min(next, sweepPending)
+			next = sweepPending
 		}
 		timer.Reset(next)
 	}
