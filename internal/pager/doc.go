@@ -14,6 +14,8 @@
 //     disk.
 //   - Pages are served only as the source returns them, which is verified. A
 //     page that cannot be had fails the load; it is never made up.
+//   - An engine that loses this process while it is captured loses the capture,
+//     and nothing else, at whatever moment.
 //   - Reads that a waiting guest caused are served at once; the rest arrives at
 //     a bounded rate, so that loading does not starve what already runs, and
 //     hardly any of it before it is told to begin.

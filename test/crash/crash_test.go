@@ -5,7 +5,8 @@
 //
 // A round begins an operation, kills the server, the keeper, a helper or a
 // pager some milliseconds later, starts the server again, and compares what
-// there is with what was promised. OC_TEST_LONG=1 runs more rounds;
+// there is with what was promised; another test does the same with the server and
+// what it keeps in a bucket. OC_TEST_LONG=1 runs more rounds;
 // OC_CRASH_SEED repeats a run's choices.
 package crash
 
@@ -46,6 +47,26 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 	if os.Getenv("OC_TEST_LONG") != "" {
 		rounds = roundsLong
 	}
+	rnd := seeded(t)
+	pool := rnd.IntN(2) * 2
+	w := newWorld(t, rnd, harness.Settings{"load-rate": 100, "pool": pool})
+	w.pool = pool
+	for range 2 {
+		if err := w.create(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range rounds {
+		t.Run(fmt.Sprintf("round %d", i), w.round)
+		if t.Failed() {
+			t.Fatalf("the server's log:\n%s", w.server.Log())
+		}
+	}
+}
+
+// seeded makes the choices of a run, by OC_CRASH_SEED if that is set.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if v := os.Getenv("OC_CRASH_SEED"); v != "" {
 		var err error
@@ -54,13 +75,7 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 		}
 	}
 	t.Logf("OC_CRASH_SEED=%d repeats the choices of this run", seed)
-	w := newWorld(t, rand.New(rand.NewPCG(seed, 0)))
-	for i := range rounds {
-		t.Run(fmt.Sprintf("round %d", i), w.round)
-		if t.Failed() {
-			t.Fatalf("the server's log:\n%s", w.server.Log())
-		}
-	}
+	return rand.New(rand.NewPCG(seed, 0))
 }
 
 // world is what was promised so far.
@@ -76,9 +91,8 @@ type world struct {
 	names       int
 }
 
-func newWorld(t *testing.T, rnd *rand.Rand) *world {
-	pool := rnd.IntN(2) * 2
-	s, err := harness.New("", harness.Settings{"load-rate": 100, "pool": pool})
+func newWorld(t *testing.T, rnd *rand.Rand, settings harness.Settings, env ...string) *world {
+	s, err := harness.New("", settings, env...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,15 +101,10 @@ func newWorld(t *testing.T, rnd *rand.Rand) *world {
 			t.Errorf("closing the server: %v", err)
 		}
 	})
-	w := &world{t: t, rnd: rnd, server: s, pool: pool, sandboxes: map[string]int{}, checkpoints: map[string]int{}, owner: map[string]string{}}
+	w := &world{t: t, rnd: rnd, server: s, sandboxes: map[string]int{}, checkpoints: map[string]int{}, owner: map[string]string{}}
 	w.up(t)
 	if out, err := s.Run(t.Context(), nil, "template", "build", "small"); err != nil || out.Code != 0 {
 		t.Fatalf("building the template: %v\n%s", err, out)
-	}
-	for range 2 {
-		if err := w.create(t.Context()); err != nil {
-			t.Fatal(err)
-		}
 	}
 	return w
 }
