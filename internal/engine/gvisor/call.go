@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 )
@@ -20,32 +21,47 @@ const eventLimit = 1 << 20
 
 // call runs a helper to its end and gives its one event. When ctx ends first
 // the helper is told to end, and soon killed, which leaves the engine running.
-func (d *Driver) call(ctx context.Context, build string, req wire.Request, files ...*os.File) (ev wire.Event, err error) {
+func (d *Driver) call(ctx context.Context, build string, req wire.Request, files ...*os.File) (wire.Event, error) {
+	ev, end, err := d.ask(ctx, build, req, files...)
+	end()
+	return ev, err
+}
+
+// ask is call, but does not wait for the end of a helper that has answered: one
+// that had much memory mapped takes as long for it as for a good part of its
+// work. Whoever asks calls end, which waits, after an error too.
+func (d *Driver) ask(ctx context.Context, build string, req wire.Request, files ...*os.File) (ev wire.Event, end func(), err error) {
+	end = func() {}
 	if err := ctx.Err(); err != nil {
-		return ev, fmt.Errorf("engine: %s: %w", req.Verb, context.Cause(ctx))
+		return ev, end, fmt.Errorf("engine: %s: %w", req.Verb, context.Cause(ctx))
 	}
 	h, err := d.helpers.get(build, req.Verb, files...)
 	if err != nil {
-		return ev, err
+		return ev, end, err
 	}
-	defer h.endWith(ctx)()
+	undo := h.endWith(ctx)
 	req.Version = wire.Version
 	sendErr := errors.Join(h.send(req), h.stdin.Close())
-	out, readErr := io.ReadAll(io.LimitReader(h.stdout, eventLimit))
-	runErr := h.wait()
-	if err := json.Unmarshal(out, &ev); err != nil {
+	if err := json.NewDecoder(io.LimitReader(h.stdout, eventLimit)).Decode(&ev); err != nil {
+		runErr := h.wait()
+		undo()
 		if ctx.Err() != nil {
-			return ev, fmt.Errorf("engine: %s was broken off: %w", req.Verb, context.Cause(ctx))
+			return ev, end, fmt.Errorf("engine: %s was broken off: %w", req.Verb, context.Cause(ctx))
 		}
-		return ev, fmt.Errorf("engine: helper %s ended without an answer: %w: %s", req.Verb, errors.Join(sendErr, readErr, runErr, err), h.stderr)
+		return ev, end, fmt.Errorf("engine: helper %s ended without an answer: %w: %s", req.Verb, errors.Join(sendErr, err, runErr), h.stderr)
 	}
-	if err := ev.Err(); err != nil {
-		return ev, err
-	}
+	undo() // it has nothing to do any more
+	return ev, func() { d.ended(h, req.Verb) }, ev.Err()
+}
+
+// ended waits for the end of a helper that has answered.
+func (d *Driver) ended(h *helperProc, verb string) {
+	hung := time.AfterFunc(killDelay, func() { _ = h.cmd.Process.Kill() }) // gone already is as good
+	defer hung.Stop()
+	_ = h.wait() // its answer said what there was to say
 	if s := strings.TrimSpace(h.stderr.String()); s != "" {
-		d.cfg.Log.Debug("engine helper", "verb", req.Verb, "stderr", s)
+		d.cfg.Log.Debug("engine helper", "verb", verb, "stderr", s)
 	}
-	return ev, nil
 }
 
 // limited keeps the first limit bytes written to it.

@@ -121,7 +121,8 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.Capt
 	defer extra.close()
 	ctx, cancel := context.WithTimeoutCause(ctx, d.captureDeadline(p, a.estimate), errCaptureDeadline)
 	defer cancel()
-	ev, err := d.call(ctx, p.Build, req, slices.Concat(a.files, extra)...)
+	ev, end, err := d.ask(ctx, p.Build, req, slices.Concat(a.files, extra)...)
+	d.ending.Go(end)
 	if e := d.limitCPUs(p.Generation); err == nil {
 		err = e
 	}

@@ -24,6 +24,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,6 +64,7 @@ type Driver struct {
 
 	helpers  *helpers
 	features features
+	ending   sync.WaitGroup // helpers that have answered
 }
 
 var _ engine.Driver = (*Driver)(nil)
@@ -353,5 +355,6 @@ func (d *Driver) BinaryPath() string { return buildPath(d.cfg.BuildsDir, d.build
 // any more. The driver cannot be used afterwards.
 func (d *Driver) Close() {
 	d.helpers.close()
+	d.ending.Wait()
 	d.groups.RemoveParent()
 }
