@@ -162,7 +162,7 @@ func (s *Service) base(ctx context.Context, id string) (*store.Image, *engine.Ba
 // expected is how much a capture on a base will copy, in bytes: twice what the
 // last one did, or a part of everything if that copied all.
 func expected(m *store.Manifest) int64 {
-	const least, part = 32 << 20, 16
+	const least, part = 16 << 20, 16
 	n := 2 * m.CopiedBytes
 	if n > m.SizeBytes {
 		n = m.SizeBytes / part

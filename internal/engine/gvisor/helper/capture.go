@@ -6,10 +6,10 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/urpc"
 	"gvisor.dev/gvisor/runsc/boot"
 
+	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/gvisor/disk"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/engine/pageset"
@@ -35,10 +36,6 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 		return err
 	}
 	defer arena.Close()
-	expect, err := compare(arena, req)
-	if err != nil {
-		return err
-	}
 	if req.HoldMS == 0 {
 		// Nobody else would end this process then if it hung, with the engine frozen.
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // never fails (prctl(2))
@@ -52,12 +49,9 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 	if err := c.Call(boot.ContMgrWaitRestore, nil, nil); err != nil && !strings.Contains(err.Error(), "is not being restored") {
 		return fmt.Errorf("engine: loading before the checkpoint: %w", err)
 	}
-	warm(t.PID, arena)
-	most := disk.MemoryUsage(t.PID) + disk.Overlay{}.Usage(t.PID)
-	if expect > 0 {
-		most = min(most, expect)
+	if err := makeReady(arena, req); err != nil {
+		return err
 	}
-	arena.Prefault(most)
 	if req.Frozen != nil {
 		if err := req.Frozen.Apply(); err != nil {
 			return err
@@ -77,28 +71,49 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 	return p.hold(in, out, time.Duration(req.HoldMS)*time.Millisecond)
 }
 
-// compare has the arena take only what differs from the request's base, if it
-// has one, and gives how much room is to be made for that; 0 for all.
-func compare(arena *pager.Arena, req wire.Request) (expect int64, err error) {
-	if !req.Base {
-		return 0, nil
+// makeReady does all that can be done before the freeze, side by side: it learns
+// the base, maps the guest's memory, and makes room in the arena.
+func makeReady(arena *pager.Arena, req wire.Request) (err error) {
+	pid := req.Targets[0].PID
+	var base *engine.Base
+	var wg sync.WaitGroup
+	wg.Go(func() { warm(pid, arena) })
+	wg.Go(func() { arena.Prefault(expected(pid, req)) })
+	if req.Base {
+		wg.Go(func() { base, err = readBase(os.NewFile(wire.FDBase, "base")) })
 	}
-	f := os.NewFile(wire.FDBase, "base")
+	wg.Wait()
+	if base != nil {
+		arena.Compare(base)
+	}
+	return err
+}
+
+// expected is how much a capture will copy, in bytes.
+func expected(pid int, req wire.Request) int64 {
+	most := disk.MemoryUsage(pid) + disk.Overlay{}.Usage(pid)
+	if !req.Base || req.Expect <= 0 {
+		return most
+	}
+	return min(most, req.Expect)
+}
+
+// readBase reads what the arena shall compare with, and closes the file.
+func readBase(f *os.File) (*engine.Base, error) {
 	defer f.Close()
-	raw, err := io.ReadAll(f)
+	st, err := f.Stat()
 	if err != nil {
-		return 0, fmt.Errorf("helper: reading the base of a capture: %w", err)
+		return nil, fmt.Errorf("helper: the base of a capture: %w", err)
+	}
+	raw := make([]byte, st.Size())
+	if _, err := f.ReadAt(raw, 0); err != nil {
+		return nil, fmt.Errorf("helper: reading the base of a capture: %w", err)
 	}
 	base, err := pageset.DecodeBase(raw)
 	if err != nil {
-		return 0, fmt.Errorf("helper: the base of a capture: %w", err)
+		return nil, fmt.Errorf("helper: the base of a capture: %w", err)
 	}
-	arena.Compare(base)
-	if req.Expect <= 0 {
-		return 0, nil
-	}
-	const slack = 4 << 20 // and a quarter: expectations are made of what was before
-	return req.Expect + req.Expect/4 + slack, nil
+	return base, nil
 }
 
 // paused is an engine that this helper pauses, and says so where others see it.
