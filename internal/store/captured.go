@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -56,13 +57,28 @@ func (s *Store) Captured(c *engine.Capture, base *Image, name string) (where str
 	return string(raw), append(files, table), true, nil
 }
 
-// heldCapture is a capture that another process made, as a Checkpoint.
+// heldCapture is a capture that another process made, as a Checkpoint. Its base is
+// opened beside the use of what the capture itself holds, which is needed first.
 type heldCapture struct {
 	manifest *Manifest
 	capture  *engine.Capture
 	files    []*os.File
-	base     *Image
+	base     func() (*Image, error) // waits until it is opened; nil: there is none
 	pages    io.ReaderAt
+}
+
+// basedPages are the pages of a capture on a base.
+type basedPages struct {
+	overlay func() (io.ReaderAt, error) // waits for the base
+}
+
+// ReadAt implements io.ReaderAt.
+func (b basedPages) ReadAt(p []byte, off int64) (int, error) {
+	o, err := b.overlay()
+	if err != nil {
+		return 0, err
+	}
+	return o.ReadAt(p, off)
 }
 
 func reachCaptured(ctx context.Context, l location, files []*os.File) (_ *heldCapture, err error) {
@@ -89,10 +105,15 @@ func reachCaptured(ctx context.Context, l location, files []*os.File) (_ *heldCa
 	if c.Copied == nil {
 		return h, nil
 	}
-	if h.base, err = reach(ctx, l); err != nil {
-		return nil, err
-	}
-	h.pages = Overlay(c, h.base)
+	h.base = sync.OnceValues(func() (*Image, error) { return reach(ctx, l) })
+	go func() { _, _ = h.base() }() // whoever reads hears why it failed
+	h.pages = basedPages{sync.OnceValues(func() (io.ReaderAt, error) {
+		base, err := h.base()
+		if err != nil {
+			return nil, err
+		}
+		return Overlay(c, base), nil
+	})}
 	return h, nil
 }
 
@@ -121,7 +142,10 @@ func (h *heldCapture) Close() {
 	for _, f := range h.files {
 		_ = f.Close() // only read
 	}
-	if h.base != nil {
-		h.base.Close()
+	if h.base == nil {
+		return
+	}
+	if base, err := h.base(); err == nil {
+		base.Close()
 	}
 }

@@ -164,7 +164,8 @@ type location struct {
 
 // Reach opens a checkpoint by its Location, claiming it, or by its directory if
 // it is of the first format. files are those that Captured gave with it; they
-// are the checkpoint's to close.
+// are the checkpoint's to close. The base of a capture is opened and claimed beside:
+// whoever made the capture keeps its own claim meanwhile.
 func Reach(ctx context.Context, where string, files []*os.File) (Checkpoint, error) {
 	if filepath.IsAbs(where) {
 		return OpenLegacy(where)
