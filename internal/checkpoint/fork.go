@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -36,7 +37,9 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return meta.Checkpoint{}, nil, err
 	}
-	f := &forking{s: s, c: c, frozen: make(chan struct{}), stored: make(chan struct{})}
+	f := &forking{s: s, c: c, frozen: make(chan struct{}), spawned: make(chan struct{}), stored: make(chan struct{})}
+	f.store = sync.OnceFunc(func() { close(f.spawned) })
+	defer f.store()
 	work, cancel := context.WithCancel(s.ctx)
 	s.wg.Go(func() {
 		defer cancel()
@@ -57,6 +60,7 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 		return c, nil, f.err
 	}
 	made, err := f.spawn(ctx, f.capt, req)
+	f.store()
 	if err != nil { // nobody asked for the checkpoint alone
 		<-f.stored
 		return c, nil, errors.Join(err, s.Delete(context.WithoutCancel(ctx), orgID, sandboxID, c.ID))
@@ -71,11 +75,17 @@ type forking struct {
 	s *Service
 	c meta.Checkpoint
 
-	frozen chan struct{} // closed when there is a capture, or will be none
-	capt   *frozen       // by then; to be closed by Fork
-	stored chan struct{} // closed at the end
-	err    error         // of it, by then
+	frozen  chan struct{} // closed when there is a capture, or will be none
+	capt    *frozen       // by then; to be closed by Fork
+	spawned chan struct{} // closed by store
+	store   func()        // has the capture be stored; once or more often
+	stored  chan struct{} // closed at the end
+	err     error         // of it, by then
 }
+
+// storeDelay is how long the storing of a capture waits for the sandboxes that are
+// made of it, whose first answers it would take the CPUs from.
+const storeDelay = time.Second
 
 // make captures the sandbox, and stores the capture.
 func (f *forking) make(ctx context.Context) {
@@ -88,6 +98,11 @@ func (f *forking) make(ctx context.Context) {
 			capt.hold()
 			f.capt = capt
 			told()
+			select {
+			case <-f.spawned:
+			case <-time.After(storeDelay):
+			case <-ctx.Done():
+			}
 		})
 	})
 	if err != nil {
@@ -103,6 +118,7 @@ func (f *forking) spawn(ctx context.Context, capt *frozen, req SpawnRequest) ([]
 	where, files, ok, err := f.handOver(ctx, capt)
 	if err != nil || !ok {
 		capt.close()
+		f.store()
 		<-f.stored
 		if err = errors.Join(err, f.err); err != nil {
 			return nil, err
