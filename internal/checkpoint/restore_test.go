@@ -449,3 +449,31 @@ func TestForkLoadsOnWithoutTheServer(t *testing.T) {
 	letGo()
 	n.start(t)
 }
+
+// Storing waits for the sandboxes of a fork, but not for long: while they come up
+// the sandbox's turn is taken, and nothing of the checkpoint is durable.
+func TestForkIsStoredWhileItsSandboxesComeUp(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.Engine.Files = true
+	sb := n.box(t, "seed")
+	held, letGo := n.holdAt(sandboxtest.Restore)
+	defer letGo()
+	forked := make(chan error, 1)
+	var c meta.Checkpoint
+	var made []meta.Sandbox
+	go func() {
+		var err error
+		c, made, err = n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{})
+		forked <- err
+	}()
+	await(t, "the fork comes up", held)
+	sandboxtest.Eventually(t, "the checkpoint is ready", func() bool {
+		all, err := n.checkpoints.List(t.Context(), n.Org, sb.ID)
+		return err == nil && len(all) == 1 && all[0].Status == meta.CheckpointReady
+	})
+	letGo()
+	if err := <-forked; err != nil || len(made) != 1 || n.GetState(t, made[0].ID) != "seed" || c.Status != meta.CheckpointReady {
+		t.Errorf("%+v, %d, %v", c, len(made), err)
+	}
+}
