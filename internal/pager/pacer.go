@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,11 @@ const (
 	// them together cost while they wait, which is every so often times crowd.
 	crowd   = 4 * time.Millisecond
 	crowded = 512 * time.Millisecond
+	// early is the rate of the bulk of all that load together, in bytes/s, from when
+	// their guests run until it is to come. A guest that goes through its memory in
+	// the order of the bulk waits for reads that are held back already, and nothing
+	// tells them from others.
+	early = 32 << 20
 )
 
 // patienceOf is how long each of n engines is kept waiting at most once its
@@ -36,8 +42,9 @@ func patienceOf(n int) time.Duration { return min(max(patient, time.Duration(n)*
 // is loaded then takes CPU time from the engine, which reads its state, and from
 // those that shall answer.
 type pacer struct {
-	rate *atomic.Int64 // bytes/s; 0: unlimited
-	most time.Duration // the longest patience once the guest runs
+	rate  *atomic.Int64 // bytes/s; 0: unlimited
+	most  time.Duration // the longest patience once the guest runs
+	early float64       // bytes/s from then on
 
 	mu       sync.Mutex
 	held     []heldRead
@@ -57,8 +64,9 @@ type heldRead struct {
 	out  func()
 }
 
-func newPacer(rate *atomic.Int64, most time.Duration) *pacer {
-	p := &pacer{rate: rate, most: most, patience: impatient, settled: time.Now()}
+// newPacer makes a pacer, one of so many that load together.
+func newPacer(rate *atomic.Int64, together int) *pacer {
+	p := &pacer{rate: rate, most: patienceOf(together), early: early / float64(together), patience: impatient, settled: time.Now()}
 	p.timer = time.AfterFunc(0, p.next)
 	return p
 }
@@ -107,8 +115,8 @@ func (p *pacer) hasten() {
 
 // arm sets the timer for the first of the held. p.mu is held.
 func (p *pacer) arm() {
-	rate, now := float64(p.rate.Load()), time.Now()
-	if rate == 0 && p.begun {
+	rate, now := p.now(), time.Now()
+	if math.IsInf(rate, 1) {
 		p.owed, p.settled = 0, now
 		p.timer.Reset(0)
 		return
@@ -116,10 +124,22 @@ func (p *pacer) arm() {
 	p.owed = max(0, p.owed-now.Sub(p.settled).Seconds()*rate)
 	p.settled = now
 	wait := p.patience.Seconds()
-	if p.begun {
+	if p.begun || p.runs {
 		wait = min(wait, p.owed/rate)
 	}
 	p.timer.Reset(time.Duration(wait * float64(time.Second)))
+}
+
+// now is the rate, in bytes/s. p.mu is held.
+func (p *pacer) now() float64 {
+	rate := float64(p.rate.Load())
+	if rate == 0 {
+		rate = math.Inf(1)
+	}
+	if !p.begun {
+		rate = min(rate, p.early)
+	}
+	return rate
 }
 
 // next lets the first of the held out.

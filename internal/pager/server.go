@@ -55,7 +55,7 @@ func NewServer(f Files, rate int64, together int, failed func(error)) *Server {
 		s.later = f.Pages
 	}
 	s.rate.Store(rate)
-	s.bulk = newPacer(&s.rate, patienceOf(together))
+	s.bulk = newPacer(&s.rate, together)
 	return s
 }
 
