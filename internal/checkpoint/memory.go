@@ -67,8 +67,16 @@ func (s *Service) reserve(ctx context.Context, proc engine.Process, gen meta.Gen
 	if err := s.arenas.Acquire(ctx, need); err != nil {
 		return room{}, fmt.Errorf("checkpoint: waiting for the memory that other captures hold: %w", context.Cause(ctx))
 	}
-	return room{bytes: need, leave: sync.OnceFunc(func() { s.arenas.Release(need) })}, nil
+	return room{bytes: need, leave: sync.OnceFunc(func() {
+		s.arenas.Release(need)
+		s.tidy.Reset(tidyDelay)
+	})}, nil
 }
+
+// tidyDelay is how long after the last capture the memory goes back to the machine
+// that was needed for storing them and that the runtime keeps: long enough that
+// captures in a row do not pay for it, and within what is promised for an arena.
+const tidyDelay = 3 * time.Second
 
 // most is what a generation's pages may take, in bytes.
 func (s *Service) most(ctx context.Context, proc engine.Process, gen meta.Generation) int64 {

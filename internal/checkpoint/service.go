@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ type Service struct {
 	wg     sync.WaitGroup
 	locks  locks
 	arenas *semaphore.Weighted // the Budget; in the order in which it was asked for
+	tidy   *time.Timer         // gives memory back
 	swept  chan struct{}       // there is something to sweep
 }
 
@@ -68,6 +70,7 @@ const createWait = 25 * time.Second
 func New(cfg Config) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, arenas: semaphore.NewWeighted(cfg.Budget), swept: make(chan struct{}, 1)}
+	s.tidy = time.AfterFunc(tidyDelay, debug.FreeOSMemory)
 	cfg.Sandboxes.OnExpire(s.expire)
 	cfg.Sandboxes.OnOrphan(s.rescue)
 	cfg.Sandboxes.OnUnsaved(s.saveUnsaved)
@@ -79,6 +82,7 @@ func New(cfg Config) *Service {
 func (s *Service) Close() {
 	s.cancel()
 	s.wg.Wait()
+	s.tidy.Stop()
 }
 
 // Start fails the rows that an earlier server left processing, finishes its

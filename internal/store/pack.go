@@ -148,6 +148,7 @@ func (p *put) settle(usable map[string]bool) {
 type job struct {
 	pages  []int32 // numbers
 	raw    *[]byte
+	out    *[]byte // what stored may be in
 	stored []byte
 	codec  format.Codec
 	err    error
@@ -206,7 +207,8 @@ func (p *put) compress(j *job) error {
 		}
 	}
 	j.stored, j.codec = b, format.Raw
-	if z := encoder.EncodeAll(b, make([]byte, 0, len(b)/2)); len(z) < len(b)-len(b)/32 {
+	j.out = p.s.buffers.Get().(*[]byte)
+	if z := encoder.EncodeAll(b, (*j.out)[:0]); len(z) < len(b)-len(b)/32 {
 		j.stored, j.codec = z, format.Zstd
 	}
 	return nil
@@ -281,6 +283,7 @@ func (p *put) pack(ctx context.Context, queue <-chan *job) error {
 		}
 		p.append(o, j)
 		p.s.buffers.Put(j.raw)
+		p.s.buffers.Put(j.out)
 		if len(o.b) >= packBytes {
 			flush()
 		}
