@@ -24,6 +24,9 @@ const (
 	// the order of the bulk waits for reads that are held back already, and nothing
 	// tells them from others.
 	early = 32 << 20
+	// doubling is how long it takes the bulk's rate to double from there to what it
+	// may be: who is there just then is about to do his first work.
+	doubling = 500 * time.Millisecond
 )
 
 // patienceOf is how long each of n engines is kept waiting at most once its
@@ -49,8 +52,8 @@ type pacer struct {
 	mu       sync.Mutex
 	held     []heldRead
 	timer    *time.Timer
-	runs     bool // the guest
-	begun    bool // the bulk
+	runs     bool      // the guest
+	begun    time.Time // the bulk; zero: it is still to come
 	closed   bool
 	patience time.Duration // the longest wait for the next read, whatever the rate
 	owed     float64       // bytes that went out ahead of the rate
@@ -82,10 +85,12 @@ func (p *pacer) run() {
 // begin is told that the bulk is to come. A second time is nothing.
 func (p *pacer) begin() {
 	p.mu.Lock()
-	begun := p.begun
-	p.begun = true
+	first := p.begun.IsZero()
+	if first {
+		p.begun = time.Now()
+	}
 	p.mu.Unlock()
-	if !begun {
+	if first {
 		p.hasten()
 	}
 }
@@ -115,7 +120,8 @@ func (p *pacer) hasten() {
 
 // arm sets the timer for the first of the held. p.mu is held.
 func (p *pacer) arm() {
-	rate, now := p.now(), time.Now()
+	now := time.Now()
+	rate := p.at(now)
 	if math.IsInf(rate, 1) {
 		p.owed, p.settled = 0, now
 		p.timer.Reset(0)
@@ -124,22 +130,24 @@ func (p *pacer) arm() {
 	p.owed = max(0, p.owed-now.Sub(p.settled).Seconds()*rate)
 	p.settled = now
 	wait := p.patience.Seconds()
-	if p.begun || p.runs {
+	if p.runs || !p.begun.IsZero() {
 		wait = min(wait, p.owed/rate)
 	}
 	p.timer.Reset(time.Duration(wait * float64(time.Second)))
 }
 
-// now is the rate, in bytes/s. p.mu is held.
-func (p *pacer) now() float64 {
+// at is the rate at a time, in bytes/s. p.mu is held.
+func (p *pacer) at(now time.Time) float64 {
 	rate := float64(p.rate.Load())
-	if rate == 0 {
-		rate = math.Inf(1)
+	switch {
+	case p.begun.IsZero() && rate == 0:
+		return p.early
+	case p.begun.IsZero():
+		return min(rate, p.early)
+	case rate == 0:
+		return math.Inf(1)
 	}
-	if !p.begun {
-		rate = min(rate, p.early)
-	}
-	return rate
+	return min(rate, p.early*math.Exp2(now.Sub(p.begun).Seconds()/doubling.Seconds()))
 }
 
 // next lets the first of the held out.

@@ -104,6 +104,24 @@ func TestEarly(t *testing.T) {
 	})
 }
 
+// The bulk comes to its full rate in a while.
+func TestSlowStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const full = 8 * early / maxReadBytes // reads a second
+		p := newPaced(full*maxReadBytes, 100_000)
+		defer p.close()
+		p.begin()
+		if got := p.count(doubling); got > full/8 {
+			t.Errorf("%d reads at first, in %v", got, doubling)
+		}
+		p.count(2 * doubling)
+		if got := p.count(time.Second); got < full-full/20 || got > full+full/20 {
+			t.Errorf("%d reads in a second later on, want %d", got, full)
+		}
+	})
+}
+
 // Before the bulk is to come there is little of it, and then it comes soon.
 func TestBegin(t *testing.T) {
 	t.Parallel()
