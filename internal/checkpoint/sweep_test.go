@@ -48,7 +48,7 @@ func TestExpiredClaimsAreFreed(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer st.Close()
-		s := &Service{cfg: Config{Store: st, Log: slog.New(slog.DiscardHandler)}, swept: make(chan struct{}, 1)}
+		s := &Service{cfg: Config{Store: st, Log: slog.New(slog.DiscardHandler)}, tidy: time.NewTimer(0), swept: make(chan struct{}, 1)}
 		s.ctx, s.cancel = context.WithCancel(t.Context())
 		s.wg.Go(s.sweep)
 		defer s.Close()
