@@ -3,7 +3,6 @@
 package pager
 
 import (
-	"runtime"
 	"slices"
 
 	"github.com/zeebo/xxh3"
@@ -62,8 +61,6 @@ func (x *base) from(source uint32, off uint64) []baseSpan {
 // unless they are longer than maxRun. off is a multiple of the page size.
 func (x *base) changed(source uint32, off uint64, mem []byte, f func(from, to int)) {
 	from := 0 // where the run begins that is open, if it is longer than nothing
-	var touched byte
-	defer func() { runtime.KeepAlive(touched) }()
 	for _, s := range x.from(source, off) {
 		if s.start >= off+uint64(len(mem)) {
 			break
@@ -72,7 +69,6 @@ func (x *base) changed(source uint32, off uint64, mem []byte, f func(from, to in
 		hashes := x.hashes[s.first+(off+begin-s.start)/pageSize:]
 		for at := int(begin); at < int(end); at += pageSize {
 			next := min(at+pageSize, len(mem))
-			touched |= touch(mem[next:min(next+pageSize, len(mem))])
 			same := x.same(mem[at:next], hashes[0], s.end-off-uint64(at))
 			hashes = hashes[1:]
 			if same || at-from >= maxRun {
@@ -89,17 +85,6 @@ func (x *base) changed(source uint32, off uint64, mem []byte, f func(from, to in
 	if from < len(mem) { // the rest differs, or is not in the base
 		f(from, len(mem))
 	}
-}
-
-// touch asks for a page that comes next: the processor does not look beyond the
-// end of a page by itself, and would wait for memory at the beginning of each
-// (measured: a sixth of the time).
-func touch(page []byte) (b byte) {
-	const line = 64
-	for i := 0; i < len(page); i += line {
-		b |= page[i]
-	}
-	return b
 }
 
 // same tells whether a page is the base's page with the hash, behind which the
