@@ -37,9 +37,13 @@ func (b *bench) restore(ctx context.Context, sc *scene) error {
 	return err
 }
 
-// spawn: from the call to the first answer of one sandbox of a checkpoint.
+// spawn: from the call to the first answer of one sandbox of a checkpoint, after a
+// break, and again without one.
 func (b *bench) spawn(ctx context.Context, sc *scene) error {
-	return b.spawnN(ctx, sc, 1, b.opts.runs, "spawn to first command")
+	if err := b.spawnN(ctx, sc, 1, b.opts.runs, refillBreak, "spawn to first command, one a second"); err != nil {
+		return err
+	}
+	return b.spawnN(ctx, sc, 1, b.opts.runs, 0, "spawn to first command, without a break")
 }
 
 // many is how many sandboxes are spawned at once.
@@ -47,10 +51,10 @@ const many = 16
 
 // spawnMany: from the call to the last answer of many sandboxes of a checkpoint.
 func (b *bench) spawnMany(ctx context.Context, sc *scene) error {
-	return b.spawnN(ctx, sc, many, b.few(), fmt.Sprintf("%d spawns at once, all answering", many))
+	return b.spawnN(ctx, sc, many, b.few(), refillBreak, fmt.Sprintf("%d spawns at once, all answering", many))
 }
 
-func (b *bench) spawnN(ctx context.Context, sc *scene, n, runs int, name string) error {
+func (b *bench) spawnN(ctx context.Context, sc *scene, n, runs int, after time.Duration, name string) error {
 	if err := enoughMemory(sc.load, n); err != nil {
 		return err
 	}
@@ -59,6 +63,9 @@ func (b *bench) spawnN(ctx context.Context, sc *scene, n, runs int, name string)
 	}
 	var took [2]sample
 	err := b.each(ctx, runs, func(i int, s subject) error {
+		if err := sleep(ctx, after); err != nil {
+			return err
+		}
 		var made []box
 		d, err := timed(func() (err error) { made, err = s.Spawn(ctx, sc.image[i], n); return err })
 		if err == nil {

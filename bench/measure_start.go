@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// createBreak is the time before a create in which the pool can be filled again.
-const createBreak = time.Second
+// refillBreak is the time before a create or spawn in which the pool can be filled again.
+const refillBreak = time.Second
 
 // create: from the call to the first answer of a new sandbox, after a break, and
 // again without one.
 func (b *bench) create(ctx context.Context, sc *scene) error {
-	if err := b.createEvery(ctx, sc, createBreak, "create to first command, one a second"); err != nil {
+	if err := b.createEvery(ctx, sc, refillBreak, "create to first command, one a second"); err != nil {
 		return err
 	}
 	return b.createEvery(ctx, sc, 0, "create to first command, without a break")
