@@ -15,23 +15,19 @@ const (
 	// for long.
 	impatient = time.Millisecond
 	patient   = 64 * time.Millisecond
-	// crowded is patient for one of many that load at once: it bounds what all of
-	// them together cost while they wait, which is every so often times crowd.
-	crowd   = 4 * time.Millisecond
-	crowded = 512 * time.Millisecond
-	// early is the rate of the bulk of all that load together, in bytes/s, from when
-	// their guests run until it is to come. A guest that goes through its memory in
-	// the order of the bulk waits for reads that are held back already, and nothing
-	// tells them from others.
-	early = 32 << 20
+	// early is the rate of the bulk of one, in bytes/s, from when its guest runs until
+	// the bulk is to come, and earlyAll that of all that load together. A guest that
+	// goes through its memory in the order of the bulk waits for reads that are held
+	// back already, and nothing tells them from others.
+	early    = 32 << 20
+	earlyAll = 192 << 20
+	// burst is how many reads come quickly when the guest begins to run, whatever the
+	// rate: it may wait for any of them, and its agent is asked for an answer then.
+	burst = 64
 	// doubling is how long it takes the bulk's rate to double from there to what it
 	// may be: who is there just then is about to do his first work.
 	doubling = 500 * time.Millisecond
 )
-
-// patienceOf is how long each of n engines is kept waiting at most once its
-// guest runs.
-func patienceOf(n int) time.Duration { return min(max(patient, time.Duration(n)*crowd), crowded) }
 
 // pacer holds the reads of the bulk back so that they come at a rate.
 //
@@ -46,8 +42,7 @@ func patienceOf(n int) time.Duration { return min(max(patient, time.Duration(n)*
 // those that shall answer.
 type pacer struct {
 	rate  *atomic.Int64 // bytes/s; 0: unlimited
-	most  time.Duration // the longest patience once the guest runs
-	early float64       // bytes/s from then on
+	early float64       // bytes/s
 
 	mu       sync.Mutex
 	held     []heldRead
@@ -55,6 +50,7 @@ type pacer struct {
 	runs     bool      // the guest
 	begun    time.Time // the bulk; zero: it is still to come
 	closed   bool
+	burst    int           // reads that still come quickly
 	patience time.Duration // the longest wait for the next read, whatever the rate
 	owed     float64       // bytes that went out ahead of the rate
 	settled  time.Time     // when owed was right
@@ -69,7 +65,7 @@ type heldRead struct {
 
 // newPacer makes a pacer, one of so many that load together.
 func newPacer(rate *atomic.Int64, together int) *pacer {
-	p := &pacer{rate: rate, most: patienceOf(together), early: early / float64(together), patience: impatient, settled: time.Now()}
+	p := &pacer{rate: rate, early: min(early, earlyAll/float64(together)), patience: impatient, settled: time.Now()}
 	p.timer = time.AfterFunc(0, p.next)
 	return p
 }
@@ -77,7 +73,7 @@ func newPacer(rate *atomic.Int64, together int) *pacer {
 // run is told that the guest runs.
 func (p *pacer) run() {
 	p.mu.Lock()
-	p.runs = true
+	p.runs, p.burst = true, burst
 	p.mu.Unlock()
 	p.hasten() // what it touches first
 }
@@ -159,12 +155,12 @@ func (p *pacer) next() {
 	}
 	r := p.held[0]
 	p.held = p.held[1:]
-	p.owed += float64(r.size)
-	most := patient
-	if p.runs {
-		most = p.most
+	if p.burst > 0 {
+		p.burst--
+	} else {
+		p.owed += float64(r.size)
+		p.patience = min(2*p.patience, patient)
 	}
-	p.patience = min(2*p.patience, most)
 	if len(p.held) > 0 {
 		p.arm()
 	}

@@ -73,11 +73,11 @@ func TestQuietAmongMany(t *testing.T) {
 		p := newPacedAmong(0, 1000, n)
 		defer p.close()
 		p.run()
-		if got := p.count(2 * patienceOf(n)); got > 10 {
-			t.Errorf("%d reads at once after the guest began to run", got)
+		if got := p.count(2 * patient); got < burst || got > burst+10 {
+			t.Errorf("%d reads at once after the guest began to run, want %d and a few", got, burst)
 		}
-		if got := p.count(10 * patienceOf(n)); got < 9 || got > 22 {
-			t.Errorf("%d reads in the time of twenty, the bound lifted before the bulk was to come", got)
+		if got, want := p.count(10*time.Second), 10*earlyAll/n/maxReadBytes; got < want-want/20 || got > want+want/20 {
+			t.Errorf("%d reads in ten seconds, want %d, the bound lifted before the bulk was to come", got, want)
 		}
 		p.hasten()
 		if got := p.count(15 * impatient); got < 3 {
@@ -98,6 +98,7 @@ func TestEarly(t *testing.T) {
 		p := newPaced(0, 10_000)
 		defer p.close()
 		p.run()
+		p.count(time.Second)
 		if got, want := p.count(4*time.Second), 4*early/maxReadBytes; got < want-want/20 || got > want+want/20 {
 			t.Errorf("%d reads in four seconds, want %d", got, want)
 		}

@@ -227,7 +227,7 @@ func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed
 }
 
 // greetings is how many restored runs per CPU are greeted at a time.
-const greetings = 2
+const greetings = 4
 
 // lossNews bounds how long the news of a loss may take longer than its effects.
 const lossNews = time.Second
