@@ -172,9 +172,6 @@ func (b *bench) clear(ctx context.Context, sc *scene) error {
 		if sc.box[i] != "" {
 			errs = append(errs, s.Kill(ctx, sc.box[i]))
 		}
-		if sc.image[i].id != "" {
-			errs = append(errs, s.Forget(ctx, sc.image[i]))
-		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.forget(ctx, sc))...)
 }

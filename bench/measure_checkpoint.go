@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -50,7 +51,20 @@ func (b *bench) checkpoint(ctx context.Context, sc *scene) error {
 	b.add(sc, "ms", "pause of the first checkpoint", first)
 	b.add(sc, "ms", "longest tick without a checkpoint", quiet)
 	b.add(sc, "ms", "checkpoint to ready", ready)
-	return err
+	return errors.Join(err, b.forget(ctx, sc))
+}
+
+// forget removes the scene's checkpoints, which were taken of a ticking guest: a
+// hundred clones that wake each millisecond would keep the machine busy.
+func (b *bench) forget(ctx context.Context, sc *scene) error {
+	var errs []error
+	for i, s := range b.sides() {
+		if sc.image[i].id != "" {
+			errs = append(errs, s.Forget(ctx, sc.image[i]))
+			sc.image[i] = image{}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // replace gives the scene new sandboxes without a checkpoint.
