@@ -19,20 +19,16 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
-	"net"
 	"os"
 	"runtime/debug"
 	"strings"
-	"time"
+
+	"github.com/opencomputer/oc/test/asked"
 )
 
-// address is an abstract unix socket: no file, no permissions, no network.
+// address is where the program in the sandbox is asked.
 const address = "@oc-bench"
-
-// patience bounds how long a client waits for the server to listen.
-const patience = 20 * time.Second
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -51,64 +47,15 @@ func run(args []string) error {
 	return fmt.Errorf("usage: guest serve | guest ask WORD…")
 }
 
-// serve answers one request per connection, for ever.
+// serve is the workload.
 func serve() error {
 	debug.SetGCPercent(-1) // nothing here grows, and nothing shall disturb the ticks
-	l, err := net.Listen("unix", address)
-	if err != nil {
-		return err
-	}
-	defer l.Close()
-	w := &workload{}
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		answer(c, w)
-	}
+	return asked.Serve(address, new(workload).do)
 }
 
-// answer serves one connection. A client that went away is its own loss.
-func answer(c net.Conn, w *workload) {
-	defer c.Close()
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil {
-		return
-	}
-	out, err := w.do(strings.Fields(line))
-	if err != nil {
-		out = "error: " + err.Error()
-	}
-	fmt.Fprintln(c, out)
-}
-
-// ask sends one request and prints the answer. It waits until somebody listens.
+// ask is its client.
 func ask(request string) error {
-	c, err := dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if _, err := fmt.Fprintln(c, request); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if msg, ok := strings.CutPrefix(line, "error: "); ok {
-		return fmt.Errorf("%s", strings.TrimSpace(msg))
-	}
+	line, err := asked.Ask(address, request)
 	fmt.Print(line)
-	return nil
-}
-
-func dial() (net.Conn, error) {
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		c, err := net.Dial("unix", address)
-		if err == nil || time.Now().After(deadline) {
-			return c, err
-		}
-	}
+	return err
 }

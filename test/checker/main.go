@@ -19,22 +19,18 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"time"
+
+	"github.com/opencomputer/oc/test/asked"
 )
 
-// address is an abstract unix socket: no file, no permissions, no network.
+// address is where the program in the sandbox is asked.
 const address = "@oc-checker"
-
-// patience bounds how long a client waits for the server to listen.
-const patience = 20 * time.Second
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -57,67 +53,19 @@ func run(args []string) error {
 	return errors.New("usage: checker serve PAGES DIR | checker ask WORD…")
 }
 
-// serve answers one request per connection, for ever.
+// serve is what is checked.
 func serve(pages int, dir string) error {
 	debug.SetGCPercent(20) // little beside what is checked
 	w, err := newWorld(pages, dir)
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("unix", address)
-	if err != nil {
-		return err
-	}
-	defer l.Close()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		answer(c, w)
-	}
+	return asked.Serve(address, w.do)
 }
 
-// answer serves one connection. A client that went away is its own loss.
-func answer(c net.Conn, w *world) {
-	defer c.Close()
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil {
-		return
-	}
-	out, err := w.do(strings.Fields(line))
-	if err != nil {
-		out = "error: " + err.Error()
-	}
-	fmt.Fprintln(c, out)
-}
-
-// ask sends one request and prints the answer. It waits until somebody listens.
+// ask is its client.
 func ask(request string) error {
-	c, err := dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if _, err := fmt.Fprintln(c, request); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if msg, ok := strings.CutPrefix(line, "error: "); ok {
-		return errors.New(strings.TrimSpace(msg))
-	}
+	line, err := asked.Ask(address, request)
 	fmt.Print(line)
-	return nil
-}
-
-func dial() (net.Conn, error) {
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		c, err := net.Dial("unix", address)
-		if err == nil || time.Now().After(deadline) {
-			return c, err
-		}
-	}
+	return err
 }
