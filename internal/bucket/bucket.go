@@ -56,8 +56,10 @@ type Bucket interface {
 	// Put stores an object, durably unless it is volatile, and gives the version
 	// that it made. It is visible as a whole or not at all.
 	Put(ctx context.Context, key string, body []byte, cond Condition) (etag string, err error)
-	// Get gives a whole object and its version. It fails for one larger than
-	// MaxObject.
+	// Get gives a whole object and its version, or an earlier version than its own
+	// (versitygw 1.8 looks that up before it opens the file), never a later one: a
+	// Put on condition of it replaces nothing but this content. It fails for an
+	// object larger than MaxObject.
 	Get(ctx context.Context, key string) (body []byte, etag string, err error)
 	// ReadAt fills p from an offset of the object; less than len(p) bytes are an
 	// error (io.ErrUnexpectedEOF when the object ends).
