@@ -183,6 +183,10 @@ func (c *Catalog) settle(ctx context.Context, t *meta.Template, tree template.Tr
 		t.Status, t.ErrorMsg, t.TreeHash, t.SizeBytes = statusReady, "", tree.Hash, tree.SizeBytes
 	case t.TreeHash == "":
 		t.Status, t.ErrorMsg = statusFailed, why.Error()
+		var f *fault.Fault
+		if errors.As(why, &f) { // what its caller is told; around it are files of ours
+			t.ErrorMsg = f.Message
+		}
 	default:
 		return
 	}
@@ -205,7 +209,7 @@ func (c *Catalog) Resolve(ctx context.Context, orgID, name string, progress func
 		return sandbox.Image{}, err
 	}
 	if t.TreeHash == "" {
-		return sandbox.Image{}, fault.New(fault.Conflict, "template %s is not ready (status: %s)", name, t.Status).WithHint("%s", t.ErrorMsg)
+		return sandbox.Image{}, notReady(t)
 	}
 	tree, err := c.builder.Tree(t.TreeHash)
 	if err != nil {
@@ -220,6 +224,16 @@ func (c *Catalog) Resolve(ctx context.Context, orgID, name string, progress func
 		return sandbox.Image{}, err
 	}
 	return sandbox.Image{Template: name, TreeHash: img.TreeHash, Hash: img.Hash, Path: img.Path}, nil
+}
+
+// notReady says that a template has no tree, and why if that is known.
+func notReady(t meta.Template) error {
+	if t.Status != statusFailed {
+		return fault.New(fault.Conflict, "template %s is not ready (status: %s)", t.Name, t.Status).
+			WithHint("try again when oc template list says that it is")
+	}
+	return fault.New(fault.Conflict, "template %s is not ready (status: %s): %s", t.Name, t.Status, t.ErrorMsg).
+		WithHint("import or build it again, or use another template")
 }
 
 // Path implements sandbox.Images.

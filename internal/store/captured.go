@@ -126,6 +126,9 @@ func (h *heldCapture) Ranges() []engine.PageRange { return h.capture.Ranges }
 // Verify implements Checkpoint: memory is not verified, its base when it is read.
 func (h *heldCapture) Verify(context.Context, func(done, total int64)) error { return nil }
 
+// Usable implements Checkpoint, as Verify.
+func (h *heldCapture) Usable(context.Context) error { return nil }
+
 // File implements Checkpoint.
 func (h *heldCapture) File(name string) File {
 	switch name {

@@ -76,9 +76,24 @@ func (c *catalog) list() map[string]string {
 	return out
 }
 
+// listed gives the packs of pages that any of the objects lists.
+func (c *catalog) listed(ids []string) map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	packs := map[string]bool{}
+	for _, id := range ids {
+		if k := c.objects[id]; k != nil {
+			for _, p := range k.packs {
+				packs[p] = true
+			}
+		}
+	}
+	return packs
+}
+
 // cover adds to pins objects that list the packs in which most pages were found,
-// and that keep the files that the manifest needs.
-func (c *catalog) cover(pins []string, pages map[string]int, m Manifest) []string {
+// and that keep the files that the manifest needs; none of distrust for those.
+func (c *catalog) cover(pins []string, pages map[string]int, m Manifest, distrust []string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	covered := map[string]bool{}
@@ -107,7 +122,9 @@ func (c *catalog) cover(pins []string, pages map[string]int, m Manifest) []strin
 		}
 	}
 	for _, f := range [][2]string{{kindEngine, m.Build}, {kindImage, m.ImageHash}} {
-		has := func(id string) bool { return c.objects[id].blob(f[0], f[1]) != nil }
+		has := func(id string) bool {
+			return c.objects[id].blob(f[0], f[1]) != nil && !slices.Contains(distrust, id)
+		}
 		if slices.ContainsFunc(pins, has) {
 			continue
 		}

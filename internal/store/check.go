@@ -3,6 +3,7 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -39,6 +40,9 @@ type CheckReport struct {
 	Leftovers   int   // objects that no checkpoint needs; a sweep removes those that nobody claims
 	LeftBytes   int64
 	Problems    []Problem
+
+	// Objects are the ids of the checkpoints' objects that there were, sound or not.
+	Objects map[string]bool
 }
 
 // Damaged are the checkpoints' objects that cannot be used, with the first reason
@@ -60,12 +64,13 @@ var prefixes = []string{kindEngine + "/", kindImage + "/", "packs/"}
 // fails only if it cannot look.
 func (s *Store) Check(ctx context.Context, readData bool, progress func(done, total int64)) (*CheckReport, error) {
 	c := &checker{
-		v: s.vault, r: &CheckReport{}, sizes: map[string]int64{}, needed: map[string][]string{},
-		names: map[string]string{}, segments: map[string][]format.Segment{}, parts: map[string]Object{},
+		v: s.vault, r: &CheckReport{Objects: map[string]bool{}}, sizes: map[string]int64{}, needed: map[string][]string{},
+		names: map[string]string{}, segments: map[string]map[neededSegment][]string{}, parts: map[string]Object{},
 	}
 	claimed := map[string]bool{} // keys, and the objects whose own keys may all be needed
 	err := s.refs.List(ctx, func(o *refs.Object, err error) error {
 		claimed[o.ID] = o.State != refs.Deleting && o.State != refs.Revoked
+		c.r.Objects[o.ID] = err != nil || o.State == refs.Committed
 		for _, k := range o.Packs {
 			claimed[k] = claimed[o.ID]
 		}
@@ -97,6 +102,13 @@ func (s *Store) Check(ctx context.Context, readData bool, progress func(done, to
 	if err := c.forgive(ctx, s.refs); err != nil {
 		return nil, err
 	}
+	for _, p := range c.r.Problems { // a later checkpoint must not come to need what is wrong there
+		if p.Harmless && c.needed[p.Key] != nil {
+			if err := s.index.RemovePack(p.Key); err != nil {
+				return nil, fmt.Errorf("store: %w", err)
+			}
+		}
+	}
 	slices.SortFunc(c.r.Problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Key, b.Key), cmp.Compare(a.What, b.What))
 	})
@@ -109,17 +121,24 @@ type checker struct {
 
 	mu       sync.Mutex
 	r        *CheckReport
-	needed   map[string][]string // objects' ids by key that they need
-	names    map[string]string   // checkpoints' ids by their objects'
-	segments map[string][]format.Segment
-	parts    map[string]Object // of files that checkpoints rest on
+	needed   map[string][]string                   // objects' ids by key that they need
+	names    map[string]string                     // checkpoints' ids by their objects'
+	segments map[string]map[neededSegment][]string // by pack: ids of the objects that have pages of each
+	parts    map[string]Object                     // of files that checkpoints rest on
+}
+
+// neededSegment is a segment of a pack, as a table tells it.
+type neededSegment struct {
+	offset int64
+	size   uint32
+	sum    [32]byte
 }
 
 // forgive takes back what was found of checkpoints that were deleted meanwhile.
 func (c *checker) forgive(ctx context.Context, log *refs.Log) error {
 	gone := map[string]bool{}
 	for _, p := range c.r.Problems {
-		if _, ok := gone[p.Object]; ok || p.Object == "" {
+		if _, ok := gone[p.Object]; ok || !refs.ValidID(p.Object) { // what has no name of ours is no checkpoint
 			continue
 		}
 		o, err := log.Get(ctx, p.Object)
@@ -183,8 +202,11 @@ func (c *checker) checkpoint(ctx context.Context, o *refs.Object) {
 		}
 	}
 	for _, s := range im.table.Segments {
-		k := im.table.Packs[s.Pack]
-		c.segments[k] = append(c.segments[k], s)
+		pack, k := im.table.Packs[s.Pack], neededSegment{s.Offset, s.Size, s.Sum}
+		if c.segments[pack] == nil {
+			c.segments[pack] = map[neededSegment][]string{}
+		}
+		c.segments[pack][k] = append(c.segments[pack][k], o.ID)
 	}
 	for _, b := range []*Blob{m.Engine, m.Image} {
 		for i := 0; b != nil && i < len(b.Parts); i++ {
@@ -208,13 +230,11 @@ func (c *checker) packs(ctx context.Context, readData bool, progress func(done, 
 			break
 		}
 		g.Go(func() error {
-			harmless, err := c.pack(ctx, k, readData)
+			err := c.pack(ctx, k, ids, readData)
 			if err != nil && !damage(err) {
 				return err
 			}
-			for i := 0; err != nil && i < len(ids); i++ {
-				c.problem(Problem{c.names[ids[i]], ids[i], k, err.Error(), harmless})
-			}
+			c.blame(ids, k, err, false)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if done += c.sizes[k]; progress != nil {
@@ -233,49 +253,138 @@ func damage(err error) bool {
 
 var errSum = errors.New("does not match its hash")
 
-// pack checks an object that a checkpoint needs.
-func (c *checker) pack(ctx context.Context, key string, readData bool) (harmless bool, err error) {
+// worded is an error in words for people in the place of a bucket's or the library's.
+type worded struct {
+	text string
+	error
+}
+
+func (w worded) Error() string { return w.text }
+
+// Unwrap implements the errors package's interface.
+func (w worded) Unwrap() error { return w.error }
+
+// inWords says what is wrong with something that was to be read.
+func inWords(what string, err error) error {
+	switch {
+	case errors.Is(err, bucket.ErrNotExist):
+		return worded{what + " is missing", err}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return worded{what + " is cut off", err}
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// blame notes a problem of those that have it; nil is none.
+func (c *checker) blame(ids []string, key string, err error, harmless bool) {
+	for i := 0; err != nil && i < len(ids); i++ {
+		c.problem(Problem{c.names[ids[i]], ids[i], key, err.Error(), harmless})
+	}
+}
+
+// pack checks an object that checkpoints need. It notes what is wrong with a part of
+// it, for those who need that, and gives what is wrong with all of it.
+func (c *checker) pack(ctx context.Context, key string, ids []string, readData bool) error {
 	size, ok := c.sizes[key]
 	if !ok {
-		return false, fmt.Errorf("%s is missing (%w)", key, bucket.ErrNotExist)
+		return worded{key + " is missing", bucket.ErrNotExist}
+	}
+	if part, ok := c.parts[key]; ok {
+		return c.part(ctx, key, part, size, readData)
 	}
 	segments := c.segments[key]
-	end := int64(0)
-	for _, s := range segments {
-		end = max(end, s.Offset+int64(s.Size))
+	if len(segments) == 0 {
+		return nil
 	}
-	if end > size {
-		return false, fmt.Errorf("%s has %d bytes instead of at least %d (%w)", key, size, end, io.ErrUnexpectedEOF)
-	}
-	if part, ok := c.parts[key]; ok && size != part.Size {
-		return false, fmt.Errorf("%s has %d bytes instead of %d (%w)", key, size, part.Size, io.ErrUnexpectedEOF)
-	}
-	if readData {
-		if part, ok := c.parts[key]; ok {
-			b := make([]byte, part.Size)
-			if err := c.v.b.ReadAt(ctx, key, b, 0); err != nil {
-				return false, fmt.Errorf("%s: %w", key, err)
-			}
-			if hexSum(b) != part.Blake3 {
-				return false, fmt.Errorf("%s %w", key, errSum)
-			}
+	sound := true
+	for s, by := range segments {
+		err := c.segment(ctx, key, s, size, readData)
+		if err != nil && !damage(err) {
+			return err
 		}
-		for _, s := range segments {
+		c.blame(by, key, err, false)
+		sound = sound && err == nil
+	}
+	if !sound { // of its rest it says nothing more
+		return nil
+	}
+	all, err := c.v.packIndex(ctx, key, size)
+	if err != nil {
+		err = inWords(key+": its index", err)
+	} else if readData {
+		err = c.rest(ctx, key, all, segments)
+	}
+	if err != nil && !damage(err) {
+		return err
+	}
+	c.blame(ids, key, err, true)
+	return nil
+}
+
+// part checks a part of a file that checkpoints rest on.
+func (c *checker) part(ctx context.Context, key string, part Object, size int64, readData bool) error {
+	if size != part.Size {
+		return worded{fmt.Sprintf("%s has %d bytes instead of %d", key, size, part.Size), io.ErrUnexpectedEOF}
+	}
+	if !readData {
+		return nil
+	}
+	b := make([]byte, part.Size)
+	if err := c.v.b.ReadAt(ctx, key, b, 0); err != nil {
+		return inWords(key, err)
+	}
+	if hexSum(b) != part.Blake3 {
+		return fmt.Errorf("%s %w", key, errSum)
+	}
+	return nil
+}
+
+// segment checks one that checkpoints have pages of.
+func (c *checker) segment(ctx context.Context, key string, s neededSegment, size int64, readData bool) error {
+	if end := s.offset + int64(s.size); end > size {
+		return worded{fmt.Sprintf("%s is cut off: it has %d bytes instead of at least %d", key, size, end), io.ErrUnexpectedEOF}
+	}
+	if !readData {
+		return nil
+	}
+	b := make([]byte, s.size)
+	if err := c.v.b.ReadAt(ctx, key, b, s.offset); err != nil {
+		return inWords(key, err)
+	}
+	if blake3.Sum256(b) != s.sum {
+		return fmt.Errorf("%s: the segment at %d %w", key, s.offset, errSum)
+	}
+	return nil
+}
+
+// rest reads what no checkpoint needs of a pack: its head and those of all its
+// segments that are in no table. A later checkpoint might come to need them.
+func (c *checker) rest(ctx context.Context, key string, all []format.PackedSegment, read map[neededSegment][]string) error {
+	head := make([]byte, format.HeadSize)
+	if err := c.v.b.ReadAt(ctx, key, head, 0); err != nil {
+		return inWords(key, err)
+	}
+	if !bytes.Equal(head, format.BeginPack(nil)) {
+		return fmt.Errorf("%s: its first bytes are not a pack's: %w", key, format.ErrFormat)
+	}
+	done := map[int64]bool{}
+	for s := range read {
+		done[s.offset] = true
+	}
+	at := int64(format.HeadSize)
+	for _, s := range all {
+		if !done[at] {
 			b := make([]byte, s.Size)
-			if err := c.v.b.ReadAt(ctx, key, b, s.Offset); err != nil {
-				return false, fmt.Errorf("%s at %d: %w", key, s.Offset, err)
+			if err := c.v.b.ReadAt(ctx, key, b, at); err != nil {
+				return inWords(key, err)
 			}
 			if blake3.Sum256(b) != s.Sum {
-				return false, fmt.Errorf("%s: the segment at %d %w", key, s.Offset, errSum)
+				return fmt.Errorf("%s: the segment at %d, which no checkpoint needs, %w", key, at, errSum)
 			}
 		}
+		at += int64(s.Size)
 	}
-	if len(segments) > 0 {
-		if _, err := c.v.packIndex(ctx, key, size); err != nil {
-			return true, fmt.Errorf("%s: its index: %w", key, err)
-		}
-	}
-	return false, nil
+	return nil
 }
 
 // packIndex reads the index at the end of a pack.
@@ -290,6 +399,9 @@ func (v *vault) packIndex(ctx context.Context, key string, size int64) ([]format
 	at, n, sum, err := format.Footer(tail, size)
 	if err != nil {
 		return nil, err
+	}
+	if n > bucket.MaxObject { // a pack that was put by another way
+		return nil, fmt.Errorf("an index of %d bytes (%w)", n, format.ErrFormat)
 	}
 	b := make([]byte, n)
 	if err := v.b.ReadAt(ctx, key, b, at); err != nil {

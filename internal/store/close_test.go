@@ -3,10 +3,15 @@
 package store
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+
+	"github.com/opencomputer/oc/internal/bucket"
+	"github.com/opencomputer/oc/internal/bucket/buckettest"
 )
 
 // A store, and a checkpoint that another process has opened, give back what the
@@ -47,4 +52,35 @@ func TestCloseGivesTheBucketBack(t *testing.T) {
 		t.Error("opened without its key file")
 	}
 	left("there is no key file")
+}
+
+// watched tells of deletions that wait for the bucket without an end.
+type watched struct {
+	bucket.Bucket
+	unbounded atomic.Int32
+}
+
+func (w *watched) Delete(ctx context.Context, key string) error {
+	if _, ok := ctx.Deadline(); !ok {
+		w.unbounded.Add(1)
+	}
+	return w.Bucket.Delete(ctx, key)
+}
+
+// Whoever closes an image, as a server does at its end, waits for a bucket that is
+// gone only so long.
+func TestCloseOfAnImageIsBounded(t *testing.T) {
+	t.Parallel()
+	w := &watched{Bucket: &buckettest.Memory{}}
+	s := openStore(t, w)
+	id := mustPut(t, s, "cp-1", newGuest(seeded(t), 10).content(), "")
+	im, err := s.Image(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.unbounded.Store(0)
+	im.Close()
+	if n := w.unbounded.Load(); n > 0 {
+		t.Errorf("%d requests without an end", n)
+	}
 }

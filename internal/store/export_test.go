@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/store/cache"
+	"github.com/opencomputer/oc/internal/store/format"
 	"github.com/opencomputer/oc/internal/store/index"
 )
 
@@ -34,15 +35,53 @@ func OpenAsRemote(t testing.TB, dir, keyFile string) *Store {
 	return s
 }
 
-// Restore reads the pages of a checkpoint as the first who restores it.
-func (s *Store) Restore(t *testing.T, id string) {
+// Restore reads pages of a checkpoint, all if none are named, as the first who
+// restores it.
+func (s *Store) Restore(t *testing.T, id string, pages ...int64) {
 	t.Helper()
 	im := restoring(t, s.vault, id)
 	im.warming.Wait()
 	for n := range pagesOf(im.File(FilePages).Size()) { // many are all zero
+		if len(pages) == 0 {
+			readPage(t, im.File(FilePages), n)
+		}
+	}
+	for _, n := range pages {
 		readPage(t, im.File(FilePages), n)
 	}
 	im.Close()
+}
+
+// FirstReads are those that are kept of a checkpoint, as the next who restores it
+// has them; nil if there are none.
+func (s *Store) FirstReads(t *testing.T, id string) (segments []uint64) {
+	t.Helper()
+	im, err := s.Image(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if im.manifest.Hot == "" {
+		return nil
+	}
+	raw, _, err := s.vault.b.Get(t.Context(), im.manifest.Hot)
+	if err == nil {
+		raw, err = s.vault.open(raw, im.manifest.Hot, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(raw) == 0 {
+		return nil
+	}
+	order, err := format.DecodeHot(raw, len(im.table.Segments))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range order {
+		segments = append(segments, uint64(k))
+	}
+	return segments
 }
 
 // Content is what a checkpoint of PutChain must read as.

@@ -12,8 +12,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +40,8 @@ type goldenCheckpoint struct {
 	keys   int       // lines of the key file, from the last, when it was written; 0: the store has no keys
 	sums   [3]string // SHA-256 of state, meta and pages
 	ranges [][3]uint64
+	reads  []int64  // pages of the first who restored it; nil: the store is in a directory, and does not keep them
+	hot    []uint64 // the segments that these are in
 }
 
 var goldens = map[string]goldenCheckpoint{
@@ -45,6 +49,8 @@ var goldens = map[string]goldenCheckpoint{
 	"cp-00000002": {store: "clear", parent: "cp-00000001", sums: secondSums, ranges: secondRanges},
 	"cp-00000003": {store: "sealed", keys: 1, sums: firstSums, ranges: firstRanges},
 	"cp-00000004": {store: "sealed", parent: "cp-00000003", keys: 2, sums: secondSums, ranges: secondRanges},
+	"cp-00000005": {store: "remote", sums: firstSums, ranges: firstRanges, reads: []int64{75, 0, 74}, hot: []uint64{1, 0}},
+	"cp-00000006": {store: "remote-sealed", keys: 2, sums: firstSums, ranges: firstRanges, reads: []int64{75, 0, 74}, hot: []uint64{1, 0}},
 }
 
 var (
@@ -87,7 +93,7 @@ func TestGoldenAsWrittenNow(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "keys"), keys, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"cp-00000001", "cp-00000002", "cp-00000003", "cp-00000004"} {
+	for _, name := range slices.Sorted(maps.Keys(goldens)) {
 		putGolden(t, dir, name)
 	}
 	checkGolden(t, dir)
@@ -147,7 +153,12 @@ var goldenEngine, goldenImage = []byte("the binary of the build that wrote it"),
 func putGolden(t *testing.T, dir, name string) {
 	t.Helper()
 	c := goldens[name]
-	s := openGolden(t, filepath.Join(dir, c.store), someKeys(t, dir, c.keys))
+	where, keys := filepath.Join(dir, c.store), someKeys(t, dir, c.keys)
+	open := openGolden
+	if c.reads != nil {
+		open = func(t *testing.T, dir, keys string) *store.Store { return store.OpenAsRemote(t, dir, keys) }
+	}
+	s := open(t, where, keys)
 	build := filepath.Join(t.TempDir(), "oc")
 	if err := os.WriteFile(build, goldenEngine, 0o600); err != nil {
 		t.Fatal(err)
@@ -174,8 +185,12 @@ func putGolden(t *testing.T, dir, name string) {
 		defer base.Close()
 		req.Base = base
 	}
-	if _, _, err := s.Put(t.Context(), req); err != nil {
+	id, _, err := s.Put(t.Context(), req)
+	if err != nil {
 		t.Fatal(err)
+	}
+	if c.reads != nil {
+		s.Restore(t, id, c.reads...)
 	}
 }
 
@@ -227,22 +242,21 @@ func objectOf(t *testing.T, s *store.Store, checkpoint string) string {
 // checkGolden reads the stores in a directory.
 func checkGolden(t *testing.T, from string) {
 	t.Helper()
-	for _, kind := range []string{"clear", "sealed"} {
+	for kind, n := range map[string]struct{ checkpoints, keys int }{
+		"clear": {2, 0}, "sealed": {2, 2}, "remote": {1, 0}, "remote-sealed": {1, 2},
+	} {
 		dir := t.TempDir() // a store is written to when it is opened
 		if err := os.CopyFS(dir, os.DirFS(filepath.Join(from, kind))); err != nil {
 			t.Fatal(err)
 		}
-		keys := ""
-		if kind == "sealed" {
-			keys = someKeys(t, from, 2)
-		}
+		keys := someKeys(t, from, n.keys)
 		s := openGolden(t, dir, keys)
 		second, err := openSecond(dir, keys)
 		if err != nil {
 			t.Fatal(err)
 		}
 		found, err := second.list()
-		if err != nil || len(found) != 2 {
+		if err != nil || len(found) != n.checkpoints {
 			t.Fatalf("the second reader finds %v, %v", found, err)
 		}
 		for name, want := range goldens {
@@ -258,9 +272,12 @@ func checkGolden(t *testing.T, from string) {
 			if fmt.Sprint(ranges) != fmt.Sprint(want.ranges) {
 				t.Errorf("%s: ranges %v, want %v", name, ranges, want.ranges)
 			}
+			if hot := s.FirstReads(t, found[name]); !slices.Equal(hot, want.hot) {
+				t.Errorf("%s: first reads %v, want %v", name, hot, want.hot)
+			}
 		}
 		r, err := s.Check(t.Context(), true, nil)
-		if err != nil || len(r.Problems) > 0 || r.Leftovers > 0 || r.Checkpoints != 2 {
+		if err != nil || len(r.Problems) > 0 || r.Leftovers > 0 || r.Checkpoints != n.checkpoints {
 			t.Errorf("%s: a check finds %+v, %v", kind, r, err)
 		}
 	}
@@ -296,6 +313,9 @@ func readBoth(t *testing.T, s *store.Store, second *secondReader, name, id strin
 	}
 	if m := im.Manifest(); m.Checkpoint != name || got.manifest.Checkpoint != name || m.Parent != got.manifest.Parent {
 		t.Errorf("%s is %s with parent %q; for the second reader %s with %q", name, m.Checkpoint, m.Parent, got.manifest.Checkpoint, got.manifest.Parent)
+	}
+	if hot := s.FirstReads(t, id); !slices.Equal(hot, got.hot) {
+		t.Errorf("first reads of %s are %v, for the second reader %v", name, hot, got.hot)
 	}
 	var kept [2]bytes.Buffer
 	if im.Manifest().Engine != nil {
@@ -336,7 +356,8 @@ func TestSecondReader(t *testing.T) {
 				t.Errorf("%s: %d ranges of %s, want %d", kind, len(ranges), name, len(c.Ranges))
 			}
 			s.Restore(t, found[name])
-			if again, err := second.read(found[name]); err != nil || len(again.hot) == 0 {
+			again, err := second.read(found[name])
+			if err != nil || len(again.hot) == 0 || !slices.Equal(again.hot, s.FirstReads(t, found[name])) {
 				t.Errorf("%s: first reads of %s: %v", kind, name, err)
 			}
 		}
@@ -347,7 +368,7 @@ func TestSecondReader(t *testing.T) {
 func TestSecondReaderFindsDamage(t *testing.T) {
 	t.Parallel()
 	for name, c := range goldens {
-		if c.parent != "" {
+		if c.parent != "" || c.hot != nil { // no hash covers the first reads
 			continue
 		}
 		dir, keys := t.TempDir(), someKeys(t, golden, c.keys)

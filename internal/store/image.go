@@ -7,13 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/blake3"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/opencomputer/oc/internal/bucket"
 	"github.com/opencomputer/oc/internal/engine"
@@ -36,9 +34,10 @@ type Image struct {
 	hot      *hot // nil: first reads are not remembered
 	warming  sync.WaitGroup
 
-	mu   sync.Mutex
-	base *engine.Base // nil until it is asked for
-	next int          // segment at which reading ahead goes on
+	mu    sync.Mutex
+	base  *engine.Base // nil until it is asked for
+	cheap *cheapHashes // the same
+	next  int          // segment at which reading ahead goes on
 }
 
 // setTable completes the image.
@@ -89,55 +88,20 @@ func (im *Image) File(name string) File {
 // Bulk is the FilePages for reads that nobody waits for.
 func (im *Image) Bulk() File { return &imageFile{im: im, file: pagesFile, bulk: true} }
 
-// Verify implements Checkpoint, on all CPUs; what is not local comes into the
-// cache.
-func (im *Image) Verify(ctx context.Context, progress func(done, total int64)) error {
-	var mu sync.Mutex
-	var done, total int64
-	for _, s := range im.table.Segments {
-		total += int64(s.Size)
-	}
-	parent := ctx
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(runtime.GOMAXPROCS(0), im.vault.parallel()))
-	for i := range im.table.Segments {
-		if ctx.Err() != nil {
-			break
-		}
-		g.Go(func() error {
-			if err := im.verify(ctx, i); err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if done += int64(im.table.Segments[i].Size); progress != nil {
-				progress(done, total)
-			}
-			return nil
-		})
-	}
-	return errors.Join(g.Wait(), parent.Err())
-}
-
-// verify checks segment i, unless the cache has it.
-func (im *Image) verify(ctx context.Context, i int) error {
-	s := &im.table.Segments[i]
-	if im.vault.direct(s.Codec) {
-		_, err := im.stored(ctx, i)
-		return err
-	}
-	if im.packs[s.Pack].Has(int(s.First), int(s.Pages)) {
-		return nil
-	}
-	_, err := im.fetch(ctx, i)
-	return err
-}
+// maxZeros bounds the pages of a base that are all zero: a table can claim any
+// number of them, and each takes room in memory. It is that of 64 GiB.
+const maxZeros = 16 << 20
 
 // Base gives the identities and cheap hashes of the pages, for the next capture
 // of a state that descends from this one.
 func (im *Image) Base(ctx context.Context) (*engine.Base, error) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	return im.loadBase(ctx)
+}
+
+// loadBase must be called with mu held.
+func (im *Image) loadBase(ctx context.Context) (*engine.Base, error) {
 	if im.base != nil {
 		return im.base, nil
 	}
@@ -155,6 +119,9 @@ func (im *Image) Base(ctx context.Context) (*engine.Base, error) {
 	seed, hashes, err := format.DecodeHashes(raw, n)
 	if err != nil {
 		return nil, Damaged(im.manifest.Checkpoint, "its table of hashes: %v", err)
+	}
+	if zeros := f.Pages() - n; zeros > maxZeros { // of which nothing had to be stored
+		return nil, Damaged(im.manifest.Checkpoint, "its table has %d pages that are all zero, more than a sandbox has", zeros)
 	}
 	all := make([]uint64, f.Pages())
 	zero := zeroHash(seed)
@@ -234,22 +201,28 @@ func (f *imageFile) readPart(p []byte, off int64) (int, error) {
 	return copy(p[:n], raw[slot*format.PageSize+skip:]), nil
 }
 
-// stored reads segment i as it is stored and verifies it.
-func (im *Image) stored(ctx context.Context, i int) ([]byte, error) {
+// read reads segment i as it is stored, into b if there is room.
+func (im *Image) read(ctx context.Context, i int, b []byte) ([]byte, error) {
 	s := &im.table.Segments[i]
-	b := make([]byte, s.Size)
+	b = slices.Grow(b[:0], int(s.Size))[:s.Size]
 	pack := im.table.Packs[s.Pack]
 	if err := im.vault.b.ReadAt(ctx, pack, b, s.Offset); err != nil {
 		return nil, im.unreadable(err, "its pack %s", pack)
 	}
+	return b, nil
+}
+
+// prove checks what was read of segment i against its strong hash.
+func (im *Image) prove(i int, b []byte) error {
 	if im.proven.is(i, b) {
-		return b, nil
+		return nil
 	}
+	s := &im.table.Segments[i]
 	if blake3.Sum256(b) != s.Sum {
-		return nil, Damaged(im.manifest.Checkpoint, "the segment at %d of its pack %s does not match its hash", s.Offset, pack)
+		return Damaged(im.manifest.Checkpoint, "the segment at %d of its pack %s does not match its hash", s.Offset, im.table.Packs[s.Pack])
 	}
 	im.proven.add(i, b)
-	return b, nil
+	return nil
 }
 
 func (im *Image) unreadable(err error, what string, args ...any) error {
@@ -272,11 +245,15 @@ func unreadable(checkpoint string, err error, what string, args ...any) error {
 var decoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(bucket.MaxObject)) // only options can fail
 
 // fetch gives the pages of segment i from the bucket, and puts them in the
-// cache.
+// cache. Where only pages that this checkpoint does not have are damaged, it gives
+// them as they are: nothing leads to them.
 func (im *Image) fetch(ctx context.Context, i int) ([]byte, error) {
 	s := &im.table.Segments[i]
-	b, err := im.stored(ctx, i)
+	b, err := im.read(ctx, i, nil)
 	if err != nil {
+		return nil, err
+	}
+	if err := im.prove(i, b); err != nil && !im.spared(ctx, i, b) {
 		return nil, err
 	}
 	pack := im.table.Packs[s.Pack]

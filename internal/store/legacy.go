@@ -22,6 +22,10 @@ type Checkpoint interface {
 	// Verify reads and checks everything; progress, if not nil, is told the bytes
 	// that are checked, and all.
 	Verify(ctx context.Context, progress func(done, total int64)) error
+	// Usable finds what reads of the checkpoint would come upon, before anything
+	// depends on them. It may be much faster than Verify, and pass over damage that
+	// no read sees.
+	Usable(ctx context.Context) error
 	// Close ends the reading.
 	Close()
 }
@@ -59,6 +63,8 @@ func (l *legacy) Verify(ctx context.Context, progress func(done, total int64)) e
 	}
 	return nil
 }
+
+func (l *legacy) Usable(ctx context.Context) error { return l.Image.Verify(ctx) }
 
 // Unpack writes a checkpoint in the first format to a directory, which is new and
 // named by the checkpoint's id, for a build that knows no other. Every byte is

@@ -80,6 +80,7 @@ func (p *put) bases() []string {
 	if p.req.Base != nil {
 		pins = append(pins, p.req.Base.id)
 	}
+	p.spoiled = p.s.catalog.listed(p.req.Distrust)
 	pages := map[string]int{} // by pack
 	names := map[uint32]string{}
 	for _, h := range p.hints {
@@ -88,9 +89,11 @@ func (p *put) bases() []string {
 			name, _, _ = p.s.index.Pack(h.at.Pack)
 			names[h.at.Pack] = name
 		}
-		pages[name]++
+		if !p.spoiled[name] {
+			pages[name]++
+		}
 	}
-	return p.s.catalog.cover(pins, pages, p.req.Manifest)
+	return p.s.catalog.cover(pins, pages, p.req.Manifest, p.req.Distrust)
 }
 
 // usable gives the packs that this checkpoint may refer to.
@@ -120,7 +123,7 @@ func (p *put) settle(usable map[string]bool) {
 	for _, h := range p.hints {
 		t, ok := tables[h.at.Pack]
 		if !ok {
-			if name, raw, ok := p.s.index.Pack(h.at.Pack); ok && usable[name] {
+			if name, raw, ok := p.s.index.Pack(h.at.Pack); ok && usable[name] && !p.spoiled[name] {
 				t, _ = format.DecodeTable(raw) // a hint that cannot be read is none
 			}
 			tables[h.at.Pack] = t

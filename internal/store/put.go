@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/store/format"
 	"github.com/opencomputer/oc/internal/store/refs"
 )
@@ -33,6 +35,9 @@ type PutRequest struct {
 	// the EROFS image that it runs on; kept with it, if no other checkpoint has
 	// them. "" is neither.
 	EnginePath, ImagePath string
+	// Distrust are objects of checkpoints known to be damaged: whatever packs they
+	// list, the capture's pages are stored anew rather than looked for there.
+	Distrust []string
 	// Progress, if not nil, is told the bytes of the capture that are done, and all.
 	Progress func(done, total int64)
 }
@@ -42,6 +47,10 @@ type PutRequest struct {
 // nothing refers to what was written of it, which the next Sweep removes; where
 // the disk is full that is an Unavailable fault.
 func (s *Store) Put(ctx context.Context, req PutRequest) (id string, _ *Manifest, err error) {
+	if req.Base != nil && slices.Contains(req.Distrust, req.Base.id) { // found since the capture began
+		return "", nil, fault.New(fault.Unavailable, "the checkpoint that this one builds on was found damaged meanwhile").
+			WithHint("try again: everything is stored anew then")
+	}
 	p := &put{s: s, req: req, key: s.vault.dedupKey(req.Manifest.Org)}
 	if err := p.hash(ctx); err != nil {
 		return "", nil, err
@@ -72,7 +81,8 @@ func (s *Store) Put(ctx context.Context, req PutRequest) (id string, _ *Manifest
 	return p.w.ID(), m, nil
 }
 
-// abortTime bounds how long a failure waits for a bucket that is away.
+// abortTime bounds how long a failure, or the end of a use, waits for a bucket that
+// is away.
 const abortTime = 10 * time.Second
 
 func (p *put) abort(ctx context.Context) error {
@@ -99,8 +109,9 @@ type put struct {
 	where   []place       // of each page
 	twins   []int32       // for each page, an earlier one of the same contents, or -1
 	hints   []hint
-	fresh   []int32 // pages to be stored, in order
-	done    int64   // of them
+	spoiled map[string]bool // packs that hints must not lead to
+	fresh   []int32         // pages to be stored, in order
+	done    int64           // of them
 
 	segments []placed // that places refer to
 	refers   []string // packs and other objects of the checkpoint

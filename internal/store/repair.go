@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/opencomputer/oc/internal/bucket"
+	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/store/format"
 	"github.com/opencomputer/oc/internal/store/refs"
 )
@@ -45,6 +46,9 @@ func (s *Store) Repair(ctx context.Context, progress func(done, total int64)) ([
 		done = append(done, fmt.Sprintf("the index of pages was missing %d packs: added", n))
 	}
 	r, err := s.Sweep(ctx, refs.Options{Audit: true})
+	if errors.Is(err, refs.ErrNewer) { // it is for a newer release to do; the rest is done
+		return append(done, fault.As(err).Message), nil
+	}
 	if err != nil {
 		return done, err
 	}

@@ -228,7 +228,11 @@ func (v *vault) image(ctx context.Context, log *refs.Log, id, name string) (_ *I
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	im := &Image{id: id, vault: v, release: func() { _ = lease.Close(context.WithoutCancel(ctx)) }} // it expires by itself
+	im := &Image{id: id, vault: v, release: func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTime)
+		defer cancel()
+		_ = lease.Close(ctx) // it expires by itself
+	}}
 	im.ctx, im.cancel = context.WithCancel(lease.Context())
 	defer func() {
 		if err != nil {
@@ -383,10 +387,30 @@ func (s *Store) undo(id string) {
 // Sweep frees what no checkpoint needs, and nobody reads or writes.
 func (s *Store) Sweep(ctx context.Context, o refs.Options) (refs.Report, error) {
 	r, err := s.refs.Sweep(ctx, o)
-	if err != nil {
+	switch {
+	case errors.Is(err, refs.ErrDamaged):
+		return r, fault.Wrap(fault.Damaged, err, "nothing can be freed, for it is not known what this needs: %v", err).
+			WithHint("oc store repair moves it out of the way")
+	case errors.Is(err, refs.ErrNewer):
+		return r, newer(fault.Wrap(fault.Invalid, err, "nothing can be freed, for it is not known what this needs: %v", err))
+	case err != nil:
 		return r, fmt.Errorf("store: %w", err)
 	}
 	return r, nil
+}
+
+// Has tells whether the store has a checkpoint's object, sound or not.
+func (s *Store) Has(ctx context.Context, id string) (bool, error) {
+	o, err := s.refs.Get(ctx, id)
+	switch {
+	case errors.Is(err, bucket.ErrNotExist):
+		return false, nil
+	case errors.Is(err, refs.ErrDamaged), errors.Is(err, refs.ErrNewer):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("store: %w", err)
+	}
+	return o.State == refs.Committed, nil
 }
 
 // Free is the number of bytes that there is room for, and whether that is known.

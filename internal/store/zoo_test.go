@@ -159,6 +159,14 @@ func TestZoo(t *testing.T) {
 			x.set(t, x.firstPacks[0], b[:len(b)-8])
 			return x.firstPacks[0]
 		}},
+		"flipped byte in a pack's head": {data: true, harmless: true, spoil: func(t *testing.T, x *exhibit) string {
+			x.flip(t, x.firstPacks[0], 0)
+			return x.firstPacks[0]
+		}},
+		"something that is no checkpoint's": {spoil: func(t *testing.T, x *exhibit) string {
+			x.set(t, "ckpt/stray", []byte("stray"))
+			return "ckpt/stray"
+		}},
 		"flipped byte in a table": {hits: [2]bool{true, false}, spoil: func(t *testing.T, x *exhibit) string {
 			x.flip(t, x.manifests[0].Table.Key, 30)
 			return x.manifests[0].Table.Key
@@ -199,6 +207,9 @@ func TestZoo(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, p := range r.Problems {
+					if strings.Contains(p.What, "bucket:") || strings.Contains(p.What, "EOF") {
+						t.Errorf("not in words for people: %s", p.What)
+					}
 					if p.Key == key && p.Harmless == tt.harmless && p.What != "" {
 						return true
 					}

@@ -40,6 +40,20 @@ func (t *Table) start(i int) int64 {
 	return t.before[i]
 }
 
+// Each calls do for all pages of a file that are stored, in order, with n that are
+// one behind the other in a segment from a slot on.
+func (t *Table) Each(file int, do func(page int64, segment, slot, n int)) {
+	f := &t.Files[file]
+	for i, r := range f.Runs {
+		for p := r.Page; r.Segment != Zero && p < f.End(i); {
+			segment, slot, n := t.Locate(r, p)
+			n = int(min(int64(n), f.End(i)-p))
+			do(p, segment, slot, n)
+			p += int64(n)
+		}
+	}
+}
+
 // Segment is where a segment is stored.
 type Segment struct {
 	Pack   uint32 // index in Table.Packs
@@ -99,6 +113,7 @@ const (
 	maxName    = 200
 	maxFile    = 1 << 50
 	maxFiles   = 16
+	maxPacks   = 1 << 20 // takes room in memory that a table, compressed, does not
 )
 
 // Encode gives the bytes of the table:
@@ -159,7 +174,11 @@ func DecodeTable(b []byte) (*Table, error) {
 	}
 	c := &cursor{b: b[len(tableMagic):]}
 	t := &Table{}
-	for range c.count(2) {
+	packs := c.count(2)
+	if packs > maxPacks {
+		return nil, malformed("a table of %d packs", packs)
+	}
+	for range packs {
 		name := string(c.bytes(int(c.size(maxName))))
 		c.bad = c.bad || name == ""
 		t.Packs = append(t.Packs, name)

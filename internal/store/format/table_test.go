@@ -193,6 +193,8 @@ func TestTableRefusesBytes(t *testing.T) {
 	}
 	refused(t, "more behind it", append(bytes.Clone(good), 0))
 	refused(t, "another kind", append([]byte("OCTABL3\n"), good[len(tableMagic):]...))
+	many := append(binary.AppendUvarint([]byte(tableMagic), maxPacks+1), bytes.Repeat([]byte("\x01a"), maxPacks+1)...)
+	refused(t, "too many packs", append(many, 0, 0, 0))
 	numbers := func(n ...uint64) []byte {
 		b := []byte(tableMagic)
 		for _, v := range n {

@@ -8,6 +8,10 @@ import (
 	"time"
 )
 
+// giveUp bounds how long what failed waits until its claim is taken back: who ends
+// a server whose bucket is gone waits for it.
+const giveUp = 10 * time.Second
+
 // Lease keeps the packs of a checkpoint in the bucket while they are read, even
 // if it is deleted meanwhile.
 type Lease struct{ c *claim }
@@ -36,7 +40,7 @@ func (l *Log) Read(ctx context.Context, id string) (*Lease, *Object, error) {
 		err = fmt.Errorf("%w: %s is %s, not a checkpoint", ErrState, id, o.State)
 	}
 	if err != nil {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUp)
 		defer cancel()
 		_ = lease.Close(closing) // it expires by itself
 		return nil, nil, err

@@ -153,9 +153,19 @@ func TestLifeOfACheckpoint(t *testing.T) {
 	if err := l.Delete(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	done, err = l.Sweep(t.Context(), Options{})
-	if want := int64(len("pack of one") + len("pack of two\nlines")); err != nil || done.Packs != 2 || done.Bytes != want || len(b.m.objects) != 0 {
+	var deleting []int64 // the totals that are told while packs go
+	done, err = l.Sweep(t.Context(), Options{Progress: func(r Report) {
+		if r.Packs > 0 {
+			deleting = append(deleting, r.Total)
+		}
+	}})
+	if want := int64(len("pack of one") + len("pack of two\nlines")); err != nil || done.Packs != 2 || done.Bytes != want || done.Total != want || len(b.m.objects) != 0 {
 		t.Errorf("%+v, %d objects left, %v; packs were %v", done, len(b.m.objects), err, packsA)
+	}
+	for _, total := range deleting {
+		if total != done.Total {
+			t.Errorf("%d bytes in all at the end, on the way %d", done.Total, deleting)
+		}
 	}
 }
 

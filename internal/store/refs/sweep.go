@@ -34,6 +34,7 @@ type Report struct {
 	Revoked int   // claims that had expired
 	Packs   int   // deleted
 	Bytes   int64 // in them
+	Total   int64 // bytes in all that are to be deleted; 0 until that is decided
 	Removed int   // objects removed
 	Pending int   // objects that are to go when nobody reads or writes what they pin any more
 	Unknown int   // found by an audit and left alone: not named as packs are
@@ -345,6 +346,9 @@ func (s *sweep) keepLive() {
 
 // deletePacks is the first half of step 3.
 func (s *sweep) deletePacks(ctx context.Context) error {
+	for _, size := range s.cand {
+		s.report.Total += max(size, 0)
+	}
 	for _, key := range slices.Sorted(maps.Keys(s.cand)) {
 		size := s.cand[key]
 		if size < 0 {
@@ -356,6 +360,7 @@ func (s *sweep) deletePacks(ctx context.Context) error {
 				continue // gone already
 			}
 			size = page[0].Size
+			s.report.Total += size
 		}
 		if !s.opt.DryRun {
 			if err := s.l.b.Delete(ctx, key); err != nil {

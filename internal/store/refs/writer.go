@@ -51,7 +51,7 @@ func (l *Log) Begin(ctx context.Context, pins []string, declare func(id string) 
 		return w, nil
 	}
 	if w.bases, err = l.bases(ctx, pins); err != nil {
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUp)
 		defer cancel()
 		_ = w.Abort(ending) // it expires by itself
 		return nil, err
