@@ -236,6 +236,10 @@ type Driver interface {
 	// LastWords gives what a dead generation's engine said of its end, "" if
 	// nothing; to be asked before it is destroyed.
 	LastWords(p Process) string
+	// Loss gives why a dead generation was ended by the pager that loaded it, nil if
+	// it was not; to be asked before it is destroyed. It is known also where the
+	// server that began the restore has gone.
+	Loss(p Process) error
 	// Usage tells what the generation takes of the host, in bytes.
 	Usage(p Process) (memory, disk int64)
 	// Kill ends the generation's processes at once, without waiting for what

@@ -116,6 +116,18 @@ func (db *DB) UpdateCheckpoint(ctx context.Context, c *Checkpoint) error {
 	return changed(res, err, "checkpoint", nameTaken)
 }
 
+// JudgeCheckpoint changes the status of a checkpoint, and its reason, if it still
+// has the status and the object that c has: what was found out about its bytes
+// says nothing of others, and of a checkpoint that was deleted or judged meanwhile
+// nothing is written. It leaves the rest of the row as it is, and tells whether
+// it changed it.
+func (db *DB) JudgeCheckpoint(ctx context.Context, c Checkpoint, status CheckpointStatus, why string) (bool, error) {
+	res, err := db.q.NewUpdate().Model((*Checkpoint)(nil)).Set("status = ?", status).Set("error_msg = ?", why).
+		Where("id = ?", c.ID).Where("status = ?", c.Status).Where("object = ?", c.Object).Exec(ctx)
+	n, err := affected(res, err)
+	return n > 0, translate(err, "updating a checkpoint", nameTaken)
+}
+
 // DeleteCheckpointRow removes the row of a checkpoint of which nothing is left.
 func (db *DB) DeleteCheckpointRow(ctx context.Context, id string) error {
 	return remove[Checkpoint](ctx, db, "checkpoint", "id", id)

@@ -214,3 +214,37 @@ func testForeignOrg(t *testing.T, d database) {
 		}
 	}
 }
+
+// What is found out about a checkpoint is written if it is still what was looked
+// at, and changes nothing else.
+func testCheckpointJudged(t *testing.T, d database) {
+	db := d.open(t)
+	ctx := t.Context()
+	c := newCheckpoint(t, db, newSandbox(t, db, newOrg(t, db, "a").ID), "n", CheckpointReady)
+	judge := func(c Checkpoint, status CheckpointStatus, want bool) Checkpoint {
+		t.Helper()
+		changed, err := db.JudgeCheckpoint(ctx, c, status, "why")
+		must(t, err)
+		expectEqual(t, changed, want)
+		now, err := db.CheckpointAnyOrg(ctx, c.ID)
+		must(t, err)
+		return now
+	}
+	stale := c
+	c.Object, c.SizeBytes = "another", 5 // meanwhile
+	must(t, db.UpdateCheckpoint(ctx, &c))
+	expectEqual(t, judge(stale, CheckpointDamaged, false), c)
+	want := c
+	want.Status, want.ErrorMsg = CheckpointDamaged, "why"
+	stale = c
+	stale.SizeBytes = 0
+	expectEqual(t, judge(stale, CheckpointDamaged, true), want)
+	expectEqual(t, judge(stale, CheckpointReady, false), want) // it is not ready any more
+	want.Status = CheckpointDeleting
+	must(t, db.UpdateCheckpoint(ctx, &want))
+	expectEqual(t, judge(stale, CheckpointDamaged, false), want)
+	must(t, db.DeleteCheckpointRow(ctx, c.ID))
+	changed, err := db.JudgeCheckpoint(ctx, c, CheckpointDamaged, "why")
+	must(t, err)
+	expectEqual(t, changed, false)
+}

@@ -81,6 +81,7 @@ const (
 	GenerationStarting GenerationState = "starting" // row exists, process may
 	GenerationLive     GenerationState = "live"     // is, or may become, the sandbox
 	GenerationHeld     GenerationState = "held"     // is the sandbox, but is not known to have been let go on
+	GenerationFreezing GenerationState = "freezing" // is the sandbox, and is being frozen to be replaced; who freezes it lets it go on
 	GenerationSaving   GenerationState = "saving"   // was replaced, and stays frozen until its state is stored
 	GenerationEnding   GenerationState = "ending"   // to be destroyed by whoever finds it
 )

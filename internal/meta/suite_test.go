@@ -50,6 +50,7 @@ func suite(t *testing.T, fresh func(t *testing.T) database) {
 		{"CheckpointLimitAtOnce", testCheckpointLimitAtOnce},
 		{"CheckpointNameAtOnce", testCheckpointNameAtOnce},
 		{"CheckpointDeleting", testCheckpointDeleting},
+		{"CheckpointJudged", testCheckpointJudged},
 		{"ForeignOrg", testForeignOrg},
 		{"Templates", testTemplates},
 		{"Images", testImages},

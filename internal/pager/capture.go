@@ -68,7 +68,7 @@ func NewArena(state, meta, pages *os.File) (_ *Arena, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("pager: arena: %w", err)
 		}
-		mem, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		mem, err := mapHuge(f, int(st.Size()))
 		if err != nil {
 			return nil, fmt.Errorf("pager: mapping the arena (%d bytes): %w", st.Size(), err)
 		}
@@ -85,15 +85,7 @@ func (a *Arena) Compare(b *engine.Base) { a.base = newBase(b) }
 // the copy inside the pause causes no page faults. It does what it can.
 func (a *Arena) Prefault(n int64) {
 	mem := a.files[checkpointfiles.PagesFileName].mem
-	n = min((n+pageSize-1)&^(pageSize-1), int64(len(mem)))
-	half := (n / 2) &^ (pageSize - 1)
-	var wg sync.WaitGroup
-	for _, part := range [][]byte{mem[:half], mem[half:n]} {
-		if len(part) > 0 {
-			wg.Go(func() { _ = unix.Madvise(part, unix.MADV_POPULATE_WRITE) }) // an optimisation
-		}
-	}
-	wg.Wait()
+	makePresent(mem[:min((n+pageSize-1)&^(pageSize-1), int64(len(mem)))])
 }
 
 // Serve starts serving the arena's files for writing, once, and gives the
@@ -156,10 +148,8 @@ func (a *Arena) unmapUnused() {
 		return
 	}
 	for _, r := range a.files {
-		_ = unix.Munmap(r.mem) // only a second time fails
-	}
-	for _, k := range a.known {
-		_ = unix.Munmap(k.mem)
+		unmapHuge(r.mem)
+		r.mem = nil
 	}
 	for _, mem := range a.gathered {
 		_ = unix.Munmap(mem)

@@ -25,18 +25,12 @@ func (s *Service) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, adoptAtOnce)
-	for _, g := range gens {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			if err := s.adopt(ctx, g); err != nil {
-				s.cfg.Log.Error("adopting", "generation", g.ID, "sandbox", g.SandboxID, "error", err)
-			}
-		})
-	}
-	wg.Wait()
+	s.stopReplaced(ctx, gens)
+	eachOf(gens, func(g meta.Generation) {
+		if err := s.adopt(ctx, g); err != nil {
+			s.cfg.Log.Error("adopting", "generation", g.ID, "sandbox", g.SandboxID, "error", err)
+		}
+	})
 	if err := s.settleRows(ctx); err != nil {
 		return err
 	}
@@ -59,19 +53,18 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 		return err
 	}
 	if err == nil && g.State == meta.GenerationSaving && s.cfg.Keep != nil {
-		if proc, err := engine.DecodeProcess(g.Process); err == nil && s.cfg.Engine.Alive(proc) {
-			if err := s.cfg.Keep(ctx, sb, g); err != nil {
-				s.cfg.Log.Error("saving a replaced generation", "generation", g.ID, "error", err)
-			}
-		}
-		return s.discard(ctx, g)
+		s.keepLater(sb, g)
+		return nil
 	}
-	if err != nil || g.State != meta.GenerationLive && g.State != meta.GenerationHeld || sb.State != meta.SandboxRunning || sb.GenerationID != g.ID {
+	if err != nil || !adoptable(g.State) || sb.State != meta.SandboxRunning || sb.GenerationID != g.ID {
 		return s.discard(ctx, g)
 	}
 	run, err := s.resume(ctx, g)
 	if err != nil {
 		if proc, e := engine.DecodeProcess(g.Process); e != nil || !s.cfg.Engine.Alive(proc) {
+			if e == nil {
+				err = s.mourn(ctx, g, proc, err)
+			}
 			return s.rescue(ctx, sb, g, err) // nothing to wait for
 		}
 		s.rescueLater(sb, g, err)
@@ -81,11 +74,77 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 	b.setTimeout(sb.TimeoutSec)
 	b.touch(sb.LastActiveAt)
 	b.install(run)
+	run.loss = func() error { return s.cfg.Engine.Loss(run.proc) }
 	s.watch(b, run)
 	if len(g.Pager) > 0 {
 		s.followPager(b, run, s.owed(ctx, run))
 	}
 	return nil
+}
+
+// mourn gives why a generation ended while there was no server: as its pager says,
+// whose damage is heard of like that of a run, or else as was found.
+func (s *Service) mourn(ctx context.Context, g meta.Generation, proc engine.Process, found error) error {
+	why := s.cfg.Engine.Loss(proc)
+	if why == nil {
+		return found
+	}
+	if s.cfg.Lost != nil {
+		s.cfg.Lost(ctx, g.Checkpoint, why)
+	}
+	return why
+}
+
+// adoptable tells whether a generation of that state may be a sandbox.
+func adoptable(s meta.GenerationState) bool {
+	return s == meta.GenerationLive || s == meta.GenerationHeld || s == meta.GenerationFreezing
+}
+
+// stopReplaced pauses the generations that were replaced and are still to be
+// saved, before what replaced them goes on: who froze them lets them go on when
+// it has lost its server, and two must not run. A pause on top of another is one
+// more: nothing that is still on its way ends it. What cannot be paused is ended.
+func (s *Service) stopReplaced(ctx context.Context, gens []meta.Generation) {
+	eachOf(gens, func(g meta.Generation) {
+		proc, err := engine.DecodeProcess(g.Process)
+		if g.State != meta.GenerationSaving || err != nil || !s.cfg.Engine.Alive(proc) {
+			return
+		}
+		if err := bounded(ctx, func(ctx context.Context) error { return s.cfg.Engine.Pause(ctx, proc) }); err != nil {
+			s.cfg.Log.Error("a replaced generation cannot be paused, and is ended unsaved", "generation", g.ID, "error", errors.Join(err, s.cfg.Engine.Kill(g.ID)))
+		}
+	})
+}
+
+// eachOf does something with generations, some of them side by side.
+func eachOf(gens []meta.Generation, do func(meta.Generation)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, adoptAtOnce)
+	for _, g := range gens {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			do(g)
+		})
+	}
+	wg.Wait()
+}
+
+// keepLater saves a replaced generation, and ends it, in the background: to store
+// it may take long, and nobody waits for it.
+func (s *Service) keepLater(sb meta.Sandbox, g meta.Generation) {
+	s.wg.Go(func() {
+		proc, err := engine.DecodeProcess(g.Process)
+		if err == nil && s.cfg.Engine.Alive(proc) {
+			err = s.cfg.Keep(s.ctx, sb, g)
+		}
+		if err != nil && s.ctx.Err() != nil {
+			return // the next server finds it as this one did
+		}
+		if err = errors.Join(err, s.discard(s.ctx, g)); err != nil {
+			s.cfg.Log.Error("saving a replaced generation", "generation", g.ID, "error", err)
+		}
+	})
 }
 
 // rescueLater is rescue in the background: one engine that does not answer must
@@ -109,14 +168,31 @@ func (s *Service) rescue(ctx context.Context, sb meta.Sandbox, g meta.Generation
 		if proc, err := engine.DecodeProcess(g.Process); err == nil && s.cfg.Engine.Alive(proc) && s.cfg.Recover != nil {
 			s.cfg.Log.Warn("recovering a sandbox through a capture", "sandbox", sb.ID, "generation", g.ID, "reason", why)
 			op.b.setTimeout(sb.TimeoutSec)
-			err := s.cfg.Recover(ctx, op, sb, g)
-			if err == nil {
+			if err = s.recover(ctx, op, sb, g, proc); err == nil {
 				return nil
 			}
 			why = errors.Join(why, err)
 		}
 		return op.end(ctx, meta.SandboxError, why.Error())
 	})
+}
+
+// recover has a sandbox recovered, and again where that fails while its engine runs: a
+// keeper that dies meanwhile is replaced within a second, and no reason to end it.
+func (s *Service) recover(ctx context.Context, op *Operation, sb meta.Sandbox, g meta.Generation, proc engine.Process) error {
+	const tries, pause = 3, 2 * time.Second
+	for try := 1; ; try++ {
+		err := s.cfg.Recover(ctx, op, sb, g)
+		if err == nil || try == tries || !s.cfg.Engine.Alive(proc) {
+			return err
+		}
+		s.cfg.Log.Warn("a sandbox could not be recovered; trying again", "sandbox", sb.ID, "error", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // resume makes a run of a generation that runs already.
@@ -129,7 +205,10 @@ func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 		return nil, errors.New("its engine process ended while the server was down")
 	}
 	files, err := s.cfg.Keeper.Get(ctx, g.ID)
-	if err != nil || len(files) == 0 {
+	if err == nil && len(files) == 0 {
+		err = errors.New("there is none")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("the keeper does not hold its channel: %w", err)
 	}
 	for _, f := range files {
@@ -146,6 +225,12 @@ func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 	}
 	if _, err := agent.Hello(ctx, agentclient.HelloRequest{Generation: g.ID, Timeline: g.Timeline}); err != nil {
 		return nil, errors.Join(fmt.Errorf("its agent does not answer: %w", err), agent.Close())
+	}
+	if g.State == meta.GenerationFreezing { // it goes on
+		g.State = meta.GenerationLive
+		if err := s.cfg.Meta.UpdateGeneration(ctx, &g); err != nil {
+			return nil, errors.Join(err, agent.Close())
+		}
 	}
 	return &Run{gen: g, proc: proc, agent: agent, changed: make(chan struct{})}, nil
 }

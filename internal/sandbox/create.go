@@ -7,6 +7,7 @@ import (
 	"errors"
 	"maps"
 
+	"github.com/opencomputer/oc/internal/killpoint"
 	"github.com/opencomputer/oc/internal/meta"
 )
 
@@ -33,6 +34,7 @@ func (s *Service) Create(ctx context.Context, orgID string, req CreateRequest) (
 	if err := s.insert(ctx, &sb); err != nil {
 		return meta.Sandbox{}, err
 	}
+	killpoint.Here(killpoint.CreateRow)
 	run, err := s.startFresh(ctx, sb, img)
 	if err == nil {
 		err = s.enter(ctx, &sb, run)
@@ -40,6 +42,7 @@ func (s *Service) Create(ctx context.Context, orgID string, req CreateRequest) (
 	if err != nil {
 		return meta.Sandbox{}, errors.Join(err, s.cfg.Meta.DeleteSandboxRow(context.WithoutCancel(ctx), sb.ID))
 	}
+	killpoint.Here(killpoint.CreateEntered)
 	return sb, nil
 }
 
@@ -85,6 +88,7 @@ func (s *Service) startIn(ctx context.Context, sb meta.Sandbox, sd *seed) (_ *Ru
 		}
 		sd.started()
 	}
+	killpoint.Here(killpoint.CreateStarted)
 	return s.greet(ctx, sb, sd, proc)
 }
 
@@ -98,6 +102,7 @@ func (s *Service) enter(ctx context.Context, sb *meta.Sandbox, run *Run) error {
 	b.setTimeout(sb.TimeoutSec)
 	b.touch(s.cfg.Now())
 	b.install(run)
+	s.rekeep(ctx, run.gen.ID, run.agent)
 	err := s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
 		return errors.Join(tx.UpdateGeneration(ctx, &run.gen), tx.UpdateSandbox(ctx, sb))
 	})

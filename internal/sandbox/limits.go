@@ -104,7 +104,7 @@ func checkLabels(sb meta.Sandbox) error {
 }
 
 // maxTimeout is the longest rolling timeout, in seconds: a year.
-const maxTimeout = 366 * 24 * 3600
+const maxTimeout = 365 * 24 * 3600
 
 func checkTimeout(seconds int) error {
 	if seconds < 0 || seconds > maxTimeout {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/opencomputer/oc/internal/admission"
@@ -88,6 +89,9 @@ func (op *Operation) end(ctx context.Context, state meta.SandboxState, reason st
 		}
 		if gens, err = tx.GenerationsOf(ctx, sb.ID); err != nil {
 			return err
+		}
+		if state == meta.SandboxError { // what an earlier restore replaced is still to be saved: keepLater
+			gens = slices.DeleteFunc(gens, func(g meta.Generation) bool { return g.State == meta.GenerationSaving })
 		}
 		for i := range gens {
 			gens[i].State = meta.GenerationEnding

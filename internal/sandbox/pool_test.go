@@ -7,6 +7,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
@@ -115,4 +116,89 @@ func TestPoolMemberNeedsNoStart(t *testing.T) {
 	}
 	s.Close()
 	w.Exactly(t, a.GenerationID, b.GenerationID)
+}
+
+// Each shape that was wanted lately has its share of the pool, whatever its
+// refiller was at when it was wanted; and none is had of one that was wanted long
+// ago.
+func TestPoolFollowsDemand(t *testing.T) {
+	t.Parallel()
+	w := sandboxtest.New(t)
+	const size = 4
+	s := serve(t, w, func(c *sandbox.Config) { c.PoolSize = size })
+	shapes := []int{256, 384, 512}
+	turn := func() {
+		for _, mb := range shapes {
+			create(t, w, s, sandbox.CreateRequest{MemoryMB: mb})
+		}
+	}
+	prepared := func(when string, want func(of map[int]int) bool) {
+		t.Helper()
+		var of map[int]int
+		sandboxtest.Eventually(t, when, func() bool {
+			of = pooled(t, w)
+			_, _, ready := s.PoolStats()
+			if ready > size {
+				t.Fatalf("%s: %d are prepared", when, ready)
+			}
+			return ready == size && want(of)
+		})
+	}
+	each := func(of map[int]int) bool { return of[256] > 0 && of[384] > 0 && of[512] > 0 }
+
+	create(t, w, s, sandbox.CreateRequest{MemoryMB: 256})
+	prepared("one shape has all", func(of map[int]int) bool { return of[256] == size })
+	turn()
+	prepared("each has a share", each)
+	hits, misses, _ := s.PoolStats()
+	for range 2 {
+		turn()
+		prepared("each has a share again", each)
+	}
+	if h, m, _ := s.PoolStats(); h != hits+6 || m != misses {
+		t.Errorf("of six creates %d hit, %d missed", h-hits, m-misses)
+	}
+	w.Clock.Advance(11 * time.Minute) // more than poolDemand
+	create(t, w, s, sandbox.CreateRequest{MemoryMB: 640})
+	prepared("the others are forgotten", func(of map[int]int) bool { return of[640] == size && len(of) == 1 })
+}
+
+// pooled counts the generations that are nobody's, by their memory.
+func pooled(t *testing.T, w *sandboxtest.World) map[int]int {
+	t.Helper()
+	gens, err := w.Meta.Generations(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := map[int]int{}
+	for _, g := range gens {
+		if g.SandboxID == "" {
+			of[g.MemoryMB]++
+		}
+	}
+	return of
+}
+
+// A shape of which nothing can be prepared does not keep others from it.
+func TestPoolWithoutOneShape(t *testing.T) {
+	t.Parallel()
+	w := sandboxtest.New(t)
+	s := serve(t, w, func(c *sandbox.Config) { c.PoolSize = 2 })
+	w.Engine.Hook(func(_ context.Context, step, generation string) error {
+		if step != sandboxtest.Start {
+			return nil
+		}
+		gen, err := w.Meta.Generation(context.Background(), generation)
+		if err == nil && gen.SandboxID == "" && gen.MemoryMB == 384 {
+			return errors.New("cannot start")
+		}
+		return err
+	})
+	create(t, w, s, sandbox.CreateRequest{MemoryMB: 256})
+	create(t, w, s, sandbox.CreateRequest{MemoryMB: 384})
+	sandboxtest.Eventually(t, "the pool is of the other shape", func() bool { return pooled(t, w)[256] == 2 })
+	sandboxtest.Eventually(t, "the pool is filled", func() bool {
+		_, _, ready := s.PoolStats()
+		return ready == 2
+	})
 }

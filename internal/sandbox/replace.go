@@ -10,6 +10,7 @@ import (
 	"github.com/opencomputer/oc/internal/agentclient"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/killpoint"
 	"github.com/opencomputer/oc/internal/meta"
 )
 
@@ -18,10 +19,11 @@ type Replaced struct {
 	Generation meta.Generation
 	Process    engine.Process
 	Agent      *agentclient.Client // nil where it cannot be reached
+	Well       bool                // its agent answers
 }
 
 // Save takes the state of a generation that is being replaced, and leaves it
-// frozen. store makes it durable, beside the running replacement.
+// frozen; after an error it is not. store makes it durable, beside the running replacement.
 type Save func(ctx context.Context, old Replaced) (held engine.Held, store func(ctx context.Context) error, err error)
 
 // Replaces gives the generation that a restore in place would replace, nil if
@@ -34,7 +36,7 @@ func (op *Operation) Replaces(ctx context.Context) (*Replaced, error) {
 	run, _ := op.b.current()
 	for _, g := range gens {
 		p, err := engine.DecodeProcess(g.Process)
-		if g.State != meta.GenerationLive || err != nil || !op.s.cfg.Engine.Alive(p) {
+		if g.State != meta.GenerationLive && g.State != meta.GenerationFreezing || err != nil || !op.s.cfg.Engine.Alive(p) {
 			continue
 		}
 		old := &Replaced{Generation: g, Process: p}
@@ -57,28 +59,31 @@ func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta
 	if err := bounded(ctx, func(ctx context.Context) error { return r.restoring.Hold(ctx, 0) }); err != nil {
 		return errors.Join(err, r.Discard(ctx))
 	}
+	killpoint.Here(killpoint.RestoreHeld)
 	open := op.b.closeGate()
 	defer open()
 	held, store, err := op.save(ctx, save)
 	if err != nil {
 		return errors.Join(err, r.Discard(ctx))
 	}
+	killpoint.Here(killpoint.RestoreFrozen)
 	others, err := op.commitReplacement(ctx, run, change, held != nil)
 	if err != nil {
 		if held != nil {
-			err = errors.Join(err, held.Thaw(context.WithoutCancel(ctx)))
+			err = errors.Join(err, op.thaw(ctx, held))
 		}
 		return errors.Join(err, r.Discard(ctx))
 	}
+	killpoint.Here(killpoint.RestoreCommitted)
 	err = op.switchTo(context.WithoutCancel(ctx), r, others, held)
 	open()
 	if store != nil {
 		// A failure leaves the checkpoint failed, with the reason.
 		err = errors.Join(err, store(context.WithoutCancel(ctx)))
 	}
+	killpoint.Here(killpoint.RestoreSaved)
 	s.wg.Go(func() { // giving a gigabyte back takes a second
-		for _, g := range others {
-			g.State = meta.GenerationEnding
+		for _, g := range others { // as their rows are: one that cannot be ended now is noted
 			if e := s.discard(ctx, g); e != nil {
 				s.cfg.Log.Error("ending a replaced generation", "generation", g.ID, "error", e)
 			}
@@ -97,36 +102,91 @@ func (op *Operation) save(ctx context.Context, save Save) (engine.Held, func(con
 	if err != nil || old == nil {
 		return nil, nil, err
 	}
-	// Until it is thawed the row says that it may be frozen: the next server
-	// lets it go on.
-	old.Generation.State = meta.GenerationHeld
+	old.Well = well(ctx, old.Agent)
+	// Until it is thawed the row says that it may be frozen. Who froze it lets it go
+	// on when this server is gone, or the watchdog does: the next one must not.
+	old.Generation.State = meta.GenerationFreezing
 	if err := op.s.cfg.Meta.UpdateGeneration(ctx, &old.Generation); err != nil {
 		return nil, nil, err
 	}
 	held, store, err := save(ctx, *old)
-	if err != nil {
-		return nil, nil, errors.Join(err, op.s.unfreeze(ctx, *old))
+	switch {
+	case err == nil:
+		return held, store, nil
+	case op.s.ends(ctx, old.Process): // of what ails it: there is nothing any more that a restore could lose
+		op.s.cfg.Log.Warn("a sandbox's engine ended when its state was to be saved", "sandbox", op.b.id, "error", err)
+		return nil, nil, nil
 	}
-	return held, store, nil
+	return nil, nil, errors.Join(err, op.s.unfreeze(ctx, *old))
 }
 
-// unfreeze sees that a generation runs whose capture failed.
+// ends tells whether an engine has ended, or is about to: its connections go first.
+func (s *Service) ends(ctx context.Context, p engine.Process) bool {
+	const dying = time.Second
+	ctx, cancel := context.WithTimeout(ctx, dying)
+	defer cancel()
+	exited, err := s.cfg.Engine.Exited(ctx, p)
+	if err != nil {
+		return !s.cfg.Engine.Alive(p)
+	}
+	select {
+	case <-exited:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// unfreeze sees that a generation runs whose capture failed. To let one go on that
+// is not frozen would end it: one that did not answer before is left to who froze
+// it.
 func (s *Service) unfreeze(ctx context.Context, old Replaced) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), greetTimeout)
 	defer cancel()
-	if old.Agent == nil {
-		return nil // nobody to ask; the helper that froze it has let it go
-	}
-	short, cancelShort := context.WithTimeout(ctx, heldSilence)
-	_, err := old.Agent.Sessions(short)
-	cancelShort()
-	if err != nil && short.Err() != nil {
-		if err := s.cfg.Engine.Resume(ctx, old.Process); err != nil {
-			return err
+	if old.Well {
+		short, cancelShort := context.WithTimeout(ctx, heldSilence)
+		_, err := old.Agent.Sessions(short)
+		cancelShort()
+		if err != nil && short.Err() != nil {
+			if err := s.cfg.Engine.Resume(ctx, old.Process); err != nil {
+				return err
+			}
 		}
 	}
 	old.Generation.State = meta.GenerationLive
 	return s.cfg.Meta.UpdateGeneration(ctx, &old.Generation)
+}
+
+// thaw lets a frozen generation go on as the sandbox's own: nothing took its
+// place.
+func (op *Operation) thaw(ctx context.Context, held engine.Held) error {
+	ctx = context.WithoutCancel(ctx)
+	if err := held.Thaw(ctx); err != nil {
+		return err
+	}
+	gens, err := op.s.cfg.Meta.GenerationsOf(ctx, op.b.id)
+	for _, g := range gens {
+		if g.State == meta.GenerationFreezing {
+			g.State = meta.GenerationLive
+			err = errors.Join(err, op.s.cfg.Meta.UpdateGeneration(ctx, &g))
+		}
+	}
+	return err
+}
+
+// wellTimeout is how long an agent may take to answer before its sandbox is saved
+// without it.
+const wellTimeout = 2 * time.Second
+
+// well tells whether an agent answers.
+func well(ctx context.Context, agent *agentclient.Client) bool {
+	if agent == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, wellTimeout)
+	defer cancel()
+	_, err := agent.Sessions(ctx)
+	return err == nil
 }
 
 // switchTo ends what was replaced and lets the replacement, which is the
@@ -151,9 +211,11 @@ func (op *Operation) switchTo(ctx context.Context, r *Restored, others []meta.Ge
 			err = errors.Join(err, s.cfg.Engine.Kill(g.ID))
 		}
 	}
+	killpoint.Here(killpoint.RestoreKept)
 	if err == nil {
 		err = bounded(ctx, func(ctx context.Context) error { return r.restoring.Resume(ctx, 0) })
 	}
+	killpoint.Here(killpoint.RestoreResumed)
 	if err == nil {
 		run.gen.State = meta.GenerationLive
 		err = s.cfg.Meta.UpdateGeneration(ctx, &run.gen)
@@ -162,6 +224,7 @@ func (op *Operation) switchTo(ctx context.Context, r *Restored, others []meta.Ge
 		err = errors.Join(err, op.end(ctx, meta.SandboxError, "it could not go on after a restore: "+err.Error()))
 	}
 	s.watch(op.b, run)
+	s.rekeep(ctx, run.gen.ID, run.agent)
 	r.follow()
 	return err
 }
@@ -184,10 +247,10 @@ func (op *Operation) commitReplacement(ctx context.Context, run *Run, change fun
 			return err
 		}
 		for _, g := range gens {
-			if g.ID == run.gen.ID {
+			if g.ID == run.gen.ID || g.State == meta.GenerationSaving { // that is what an earlier restore replaced: keepLater's
 				continue
 			}
-			if saving && g.State == meta.GenerationHeld {
+			if saving && g.State == meta.GenerationFreezing {
 				g.State = meta.GenerationSaving
 			} else {
 				g.State = meta.GenerationEnding

@@ -162,7 +162,7 @@ func TestAdoptionWithoutItsChannel(t *testing.T) {
 		_, err := w.Meta.Generation(t.Context(), lost.GenerationID) // its row goes last
 		return state(t, w, lost.ID).State == meta.SandboxError && fault.Is(err, fault.NotFound)
 	})
-	if row := state(t, w, lost.ID); asked.Load() != 1 || row.State != meta.SandboxError || !strings.Contains(row.Reason, errRecover.Error()) {
+	if row := state(t, w, lost.ID); asked.Load() != 3 || row.State != meta.SandboxError || !strings.Contains(row.Reason, errRecover.Error()) {
 		t.Errorf("asked %d times, then %s: %s", asked.Load(), row.State, row.Reason)
 	}
 	w.Exactly(t, kept.GenerationID)
@@ -170,6 +170,31 @@ func TestAdoptionWithoutItsChannel(t *testing.T) {
 		t.Error(err)
 	} else {
 		l.Release()
+	}
+}
+
+// A recovery that fails once, because the keeper is being replaced say, ends nothing.
+func TestRecoveryIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	w := sandboxtest.New(t)
+	s := serve(t, w)
+	sb := create(t, w, s, sandbox.CreateRequest{})
+	s.Close()
+	if err := w.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	serve(t, w, func(c *sandbox.Config) {
+		c.Recover = func(context.Context, *sandbox.Operation, meta.Sandbox, meta.Generation) error {
+			if asked.Add(1) == 1 {
+				return errors.New("the keeper is gone")
+			}
+			return nil
+		}
+	})
+	sandboxtest.Eventually(t, "it is tried again", func() bool { return asked.Load() == 2 })
+	if row := state(t, w, sb.ID); row.State != meta.SandboxRunning {
+		t.Errorf("it is %s: %s", row.State, row.Reason)
 	}
 }
 

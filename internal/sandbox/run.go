@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencomputer/oc/internal/agentclient"
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/killpoint"
 	"github.com/opencomputer/oc/internal/meta"
 )
 
@@ -24,7 +25,7 @@ type Run struct {
 	agent   *agentclient.Client
 	changed chan struct{} // closed when it stops being, or is not to become, the sandbox
 	once    sync.Once
-	loss    func() error // why it was lost by its pager, if it was; nil: it has none of this server's
+	loss    func() error // why it was lost by its pager, if it was; nil: it has none
 }
 
 // Agent speaks to the run's agent.
@@ -127,6 +128,7 @@ func (s *Service) sow(ctx context.Context, gen meta.Generation, spec engine.Spec
 		sd.close()
 		return nil, fmt.Errorf("sandbox: handing the channel to the keeper: %w", err)
 	}
+	killpoint.Here(killpoint.CreateChannel)
 	return sd, nil
 }
 

@@ -126,7 +126,8 @@ func (s *Service) OnLost(f func(ctx context.Context, checkpoint string, why erro
 	s.cfg.Lost = f
 }
 
-// Rekeep hands the channels of all runs to the keeper again, which is a new one.
+// Rekeep hands the channels of all runs, and of what is prepared, to the keeper
+// again, which is a new one.
 func (s *Service) Rekeep(ctx context.Context) error {
 	s.mu.Lock()
 	boxes := slices.Collect(maps.Values(s.boxes))
@@ -139,7 +140,19 @@ func (s *Service) Rekeep(ctx context.Context) error {
 			}
 		}
 	}
+	for _, sd := range s.pool.seeds() {
+		errs = append(errs, s.cfg.Keeper.Put(ctx, sd.gen.ID, sd.host))
+	}
 	return errors.Join(errs...)
+}
+
+// rekeep hands the channel of a run, or of what is prepared, to the keeper once more,
+// when Rekeep knows of it: the keeper that got it may have died while it came up.
+// Without it the next server would have to recover the sandbox.
+func (s *Service) rekeep(ctx context.Context, generation string, channel syscall.Conn) {
+	if err := s.cfg.Keeper.Put(ctx, generation, channel); err != nil {
+		s.cfg.Log.Warn("handing a channel to the keeper", "generation", generation, "error", err)
+	}
 }
 
 // Close ends the server's part: sandboxes run on.

@@ -39,20 +39,47 @@ func (d *Driver) ask(ctx context.Context, build string, req wire.Request, files 
 	if err != nil {
 		return ev, end, err
 	}
+	return d.converse(ctx, h, req)
+}
+
+// converse is ask of a helper that is there. end is nil for one that stays: the
+// request says so, and it has answered without an error.
+func (d *Driver) converse(ctx context.Context, h *helperProc, req wire.Request) (ev wire.Event, end func(), err error) {
+	end = func() {}
 	undo := h.endWith(ctx)
 	req.Version = wire.Version
-	sendErr := errors.Join(h.send(req), h.stdin.Close())
-	if err := json.NewDecoder(io.LimitReader(h.stdout, eventLimit)).Decode(&ev); err != nil {
+	sendErr := h.send(req)
+	if !req.Stay {
+		sendErr = errors.Join(sendErr, h.stdin.Close())
+	}
+	dec := json.NewDecoder(io.LimitReader(h.stdout, eventLimit))
+	err = dec.Decode(&ev)
+	begun := ev.Event == wire.EventBegun
+	if begun {
+		ev = wire.Event{}
+		err = dec.Decode(&ev)
+	}
+	if err != nil {
 		runErr := h.wait()
 		undo()
 		if ctx.Err() != nil {
 			return ev, end, fmt.Errorf("engine: %s was broken off: %w", req.Verb, context.Cause(ctx))
 		}
+		if h.stayed && !begun {
+			return ev, end, errNotBegun
+		}
 		return ev, end, fmt.Errorf("engine: helper %s ended without an answer: %w: %s", req.Verb, errors.Join(sendErr, err, runErr), h.stderr)
 	}
-	undo() // it has nothing to do any more
+	inTime := undo() // it has nothing to do any more
+	if req.Stay && inTime && ev.Err() == nil {
+		return ev, nil, nil
+	}
+	_ = h.stdin.Close() // again, mostly
 	return ev, func() { d.ended(h, req.Verb) }, ev.Err()
 }
+
+// errNotBegun is that a helper which stayed has ended before it took up a request.
+var errNotBegun = errors.New("engine: the helper that stayed has ended")
 
 // ended waits for the end of a helper that has answered.
 func (d *Driver) ended(h *helperProc, verb string) {

@@ -121,8 +121,7 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.Capt
 	defer extra.close()
 	ctx, cancel := context.WithTimeoutCause(ctx, d.captureDeadline(p, a.estimate), errCaptureDeadline)
 	defer cancel()
-	ev, end, err := d.ask(ctx, p.Build, req, slices.Concat(a.files, extra)...)
-	d.ending.Go(end)
+	ev, err := d.capture(ctx, p, req, slices.Concat(a.files, extra))
 	if e := d.limitCPUs(p.Generation); err == nil {
 		err = e
 	}
@@ -134,6 +133,61 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.Capt
 		d.report(p, a, c)
 	}
 	return c, err
+}
+
+// capture has a helper capture a generation: that which captured it before, or a
+// new one. Of our own build it stays for the next time.
+func (d *Driver) capture(ctx context.Context, p engine.Process, req wire.Request, files []*os.File) (ev wire.Event, err error) {
+	if p.Build != d.build { // may not know how to stay
+		ev, end, err := d.ask(ctx, p.Build, req, files...)
+		d.ending.Go(end)
+		return ev, err
+	}
+	for len(files) < wire.FDNext-wire.FDFirst {
+		files = append(files, files[len(files)-1]) // the place of a base that is not there
+	}
+	req.Stay = true
+	if h := d.stayers.take(p.Generation); h != nil {
+		if ev, err = d.captureBy(ctx, p, h, req, files); !errors.Is(err, errNotBegun) {
+			return ev, err
+		}
+	}
+	return d.captureBy(ctx, p, nil, req, files)
+}
+
+// captureBy has a helper capture a generation and stay: one that stayed before,
+// which errNotBegun says did nothing, or for nil a new one.
+func (d *Driver) captureBy(ctx context.Context, p engine.Process, h *helperProc, req wire.Request, files []*os.File) (ev wire.Event, err error) {
+	if err := ctx.Err(); err != nil {
+		return ev, fmt.Errorf("engine: %s: %w", req.Verb, context.Cause(ctx))
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return ev, err
+	}
+	defer theirs.Close() // it has it by then
+	files = append(slices.Clone(files), theirs)
+	if h == nil {
+		h, err = d.helpers.get(d.build, wire.VerbCapture, files...)
+	} else if h.stayed = true; h.assign(wire.VerbCapture, files) != nil {
+		d.stayers.dismiss(h)
+		err = errNotBegun
+	}
+	if err != nil {
+		return ev, errors.Join(err, ours.Close())
+	}
+	h.handoff = ours
+	ev, end, err := d.converse(ctx, h, req)
+	if end != nil {
+		_ = ours.Close() // the end of its wait
+		d.ending.Go(end)
+		return ev, err
+	}
+	d.stayers.put(p.Generation, h)
+	if !d.Alive(p) { // destroyed meanwhile: its memory must not stay mapped
+		d.stayers.drop(p.Generation)
+	}
+	return ev, nil
 }
 
 // extraFiles are the descriptors of a capture that follow the arena's: the mark,

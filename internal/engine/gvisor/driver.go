@@ -63,6 +63,7 @@ type Driver struct {
 	reaper proc.Reaper
 
 	helpers  *helpers
+	stayers  stayers
 	features features
 	ending   sync.WaitGroup // helpers that have answered
 }
@@ -126,6 +127,7 @@ func New(cfg Config) (*Driver, error) {
 		return nil, err
 	}
 	d.helpers = newHelpers(cfg.BuildsDir, build, groups.Outside)
+	d.stayers.ending = &d.ending
 	return d, nil
 }
 
@@ -172,14 +174,20 @@ func (d *Driver) buildFor(build, stamp string) (string, error) {
 
 func (d *Driver) dir(generation string) string { return filepath.Join(d.cfg.RunDir, generation) }
 
+// diskDir is where a generation's writable layer is made. Its file has a name there for
+// as long as it takes to open it; who is killed just then leaves it.
+func (d *Driver) diskDir(generation string) string { return filepath.Join(d.cfg.DiskDir, generation) }
+
 // prepare makes the engine process of a generation from a kept build.
 func (d *Driver) prepare(ctx context.Context, build string, s engine.Spec, stdin *os.File, start bool) (_ engine.Process, err error) {
 	dir := d.dir(s.Generation)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.MkdirAll(d.diskDir(s.Generation), 0o700)); err != nil {
 		return engine.Process{}, fmt.Errorf("engine: %w", err)
 	}
 	defer func() {
-		if err != nil {
+		if err == nil {
+			_ = os.Remove(d.diskDir(s.Generation)) // empty now; or else it goes with the generation
+		} else {
 			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
 			defer cancel()
 			err = errors.Join(err, d.DestroyGeneration(cleanup, s.Generation))
@@ -200,7 +208,7 @@ func (d *Driver) prepare(ctx context.Context, build string, s engine.Spec, stdin
 		Verb: wire.VerbPrepare, Start: start,
 		Targets: []wire.Target{{Generation: s.Generation, Dir: dir}},
 		Prepare: &wire.PrepareExtra{
-			Hostname: s.Hostname, ImagePath: s.ImagePath, DiskDir: d.cfg.DiskDir, Shape: s.Shape,
+			Hostname: s.Hostname, ImagePath: s.ImagePath, DiskDir: d.diskDir(s.Generation), Shape: s.Shape,
 			CgroupProcs: d.groups.ProcsFiles(s.Generation),
 		},
 	}, stdin, null)
@@ -288,6 +296,9 @@ func (d *Driver) LastWords(p engine.Process) string {
 	return strings.TrimSpace(string(b[:n]))
 }
 
+// Loss implements engine.Driver.
+func (*Driver) Loss(p engine.Process) error { return wire.Loss(p.Dir) }
+
 // Usage implements engine.Driver.
 func (d *Driver) Usage(p engine.Process) (memory, diskBytes int64) {
 	if !d.Alive(p) {
@@ -312,10 +323,20 @@ func (d *Driver) Destroy(ctx context.Context, p engine.Process) error {
 
 // DestroyGeneration implements engine.Driver.
 func (d *Driver) DestroyGeneration(ctx context.Context, id string) error {
+	defer func() { // last: a capture that ends meanwhile looks whether the engine runs
+		select {
+		case <-d.stayers.drop(id):
+		case <-ctx.Done():
+		}
+	}()
 	if err := d.groups.Kill(ctx, id); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(d.dir(id)); err != nil {
+	err := os.RemoveAll(d.dir(id))
+	if errors.Is(err, unix.ENOTEMPTY) { // its pager left its last word there, which it does once
+		err = os.RemoveAll(d.dir(id))
+	}
+	if err = errors.Join(err, os.RemoveAll(d.diskDir(id))); err != nil {
 		return fmt.Errorf("engine: %w", err)
 	}
 	return nil
@@ -354,6 +375,7 @@ func (d *Driver) BinaryPath() string { return buildPath(d.cfg.BuildsDir, d.build
 // Close ends what waits for work, and removes the parent cgroup if nothing runs
 // any more. The driver cannot be used afterwards.
 func (d *Driver) Close() {
+	d.stayers.close()
 	d.helpers.close()
 	d.ending.Wait()
 	d.groups.RemoveParent()

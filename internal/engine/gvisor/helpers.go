@@ -42,7 +42,8 @@ type helperProc struct {
 	stdin   io.WriteCloser
 	stdout  io.ReadCloser
 	stderr  *limited
-	handoff *os.File // of a standby: where it is told what it is
+	handoff *os.File // of one that waits: where it is told what it is
+	stayed  bool     // after an earlier request
 }
 
 // wait takes the helper from the process table after its output was read.
@@ -133,7 +134,7 @@ func (h *helperProc) assign(verb string, files []*os.File) error {
 	for i, f := range files {
 		fds[i] = int(f.Fd())
 	}
-	defer h.handoff.Close()
+	defer h.handoff.Close() // a later one would come with a request
 	defer runtime.KeepAlive(files)
 	if err := syscall.Sendmsg(int(h.handoff.Fd()), []byte(verb), syscall.UnixRights(fds...), nil, syscall.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("engine: standby helper: %w", err)
@@ -141,8 +142,10 @@ func (h *helperProc) assign(verb string, files []*os.File) error {
 	return nil
 }
 
-// dismiss ends a standby that is not wanted any more.
+// dismiss ends one that waits and is not wanted any more.
 func (h *helperProc) dismiss() {
+	hung := time.AfterFunc(killDelay, func() { _ = h.cmd.Process.Kill() }) // gone already is as good
+	defer hung.Stop()
 	_ = h.handoff.Close() // the end of its wait
 	_ = h.stdin.Close()
 	_ = h.wait()

@@ -108,7 +108,7 @@ func change(t *testing.T, g *enginetest.Guest) {
 func TestCaptureOnBase(t *testing.T) {
 	t.Parallel()
 	g := host.Start(t, enginetest.Shape())
-	counter := fill(t, g, 64)
+	counter := fill(t, g, 32)
 	capture := func(opts engine.CaptureOptions) *engine.Capture {
 		t.Helper()
 		c, err := host.Capture(t.Context(), g.Process, opts)
@@ -120,7 +120,7 @@ func TestCaptureOnBase(t *testing.T) {
 	first := capture(inMemory)
 	im := imageOf(t, first, nil)
 	first.Close()
-	if first.Copied != nil || first.PagesSize < 64<<20 {
+	if first.Copied != nil || first.PagesSize < 32<<20 {
 		t.Errorf("without a base %d of %d bytes were copied", first.CopiedBytes(), first.PagesSize)
 	}
 	for _, when := range []string{"running on", "restored", "restored again"} {

@@ -4,7 +4,9 @@ package gvisor_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,6 +40,11 @@ func TestStartAndDestroy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// What a helper leaves that is killed when it has made the file of the disk.
+	left := filepath.Join(host.Config.DiskDir, p.Generation)
+	if err := errors.Join(os.Mkdir(left, 0o700), os.WriteFile(filepath.Join(left, "runsc-filestore-1"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	if err := host.Destroy(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
@@ -47,6 +54,9 @@ func TestStartAndDestroy(t *testing.T) {
 		t.Error("a destroyed engine was not seen to exit")
 	}
 	gone(t, p.Generation)
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory of its disk is left: %v", err)
+	}
 	if host.Alive(p) {
 		t.Error("alive after Destroy")
 	}

@@ -63,7 +63,7 @@ func strayHelpers(dir string) (pids []int) {
 			continue
 		}
 		switch verb := string(args[2]); verb {
-		case wire.VerbPrepare, wire.VerbCapture, wire.VerbPause, wire.VerbResume, wire.VerbWatch, wire.VerbFeatures:
+		case wire.VerbPrepare, wire.VerbCapture, wire.Staying, wire.VerbPause, wire.VerbResume, wire.VerbWatch, wire.VerbFeatures:
 			pids = append(pids, pid)
 		case wire.VerbPager:
 			pagers = append(pagers, pid)

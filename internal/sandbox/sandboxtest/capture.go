@@ -26,6 +26,9 @@ func (e *Engine) Capture(ctx context.Context, p engine.Process, _ engine.Capture
 	c := &engine.Capture{
 		State: bytes.NewReader(state), StateSize: int64(len(state)), Meta: bytes.NewReader(nil), Pages: bytes.NewReader(nil),
 	}
+	if n := len(e.Pages); n > 0 {
+		c.Pages, c.PagesSize, c.Ranges = bytes.NewReader(e.Pages), int64(n), []engine.PageRange{{Length: uint64(n)}}
+	}
 	closeFiles := func() {}
 	if e.Files {
 		if closeFiles, err = e.intoFiles(c, state); err != nil {

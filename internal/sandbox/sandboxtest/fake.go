@@ -80,6 +80,7 @@ const (
 	Restore = "restore"
 	Load    = "load" // after Restore has returned
 	Hold    = "hold"
+	Pause   = "pause"
 	Resume  = "resume"
 	Destroy = "destroy"
 )
@@ -91,14 +92,17 @@ type Engine struct {
 	// Files has its captures be in files, as those of the real one are: a pager can
 	// have them before they are stored.
 	Files bool
+	// Pages are what captures that are not in files have of memory, in whole pages.
+	Pages []byte
 	// Captures are those that are not closed yet.
 	Captures atomic.Int32
 
 	dir string
 
-	mu   sync.Mutex
-	gens map[string]*generation
-	hook func(ctx context.Context, step, generation string) error
+	mu     sync.Mutex
+	gens   map[string]*generation
+	losses map[string]error // by generation
+	hook   func(ctx context.Context, step, generation string) error
 }
 
 type generation struct {
@@ -298,6 +302,12 @@ func (r *restoring) load() {
 	defer close(r.loaded)
 	for i, p := range r.procs {
 		if r.errs[i] = r.e.step(context.Background(), Load, p.Generation); r.errs[i] != nil {
+			r.e.mu.Lock()
+			if r.e.losses == nil {
+				r.e.losses = map[string]error{}
+			}
+			r.e.losses[p.Generation] = r.errs[i]
+			r.e.mu.Unlock()
 			_ = r.e.Kill(p.Generation) // never fails
 		}
 	}
@@ -341,7 +351,10 @@ func (r *restoring) Release() {}
 func (*Engine) Hurry(engine.Process) {}
 
 // Pause implements engine.Driver.
-func (e *Engine) Pause(_ context.Context, p engine.Process) error {
+func (e *Engine) Pause(ctx context.Context, p engine.Process) error {
+	if err := e.step(ctx, Pause, p.Generation); err != nil {
+		return err
+	}
 	return syscall.Kill(p.PID, syscall.SIGSTOP)
 }
 
@@ -385,6 +398,13 @@ func (e *Engine) Exited(_ context.Context, p engine.Process) (<-chan struct{}, e
 
 // LastWords implements engine.Driver.
 func (*Engine) LastWords(engine.Process) string { return "" }
+
+// Loss implements engine.Driver.
+func (e *Engine) Loss(p engine.Process) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.losses[p.Generation]
+}
 
 // Usage implements engine.Driver.
 func (*Engine) Usage(engine.Process) (memory, disk int64) { return 1 << 20, 0 }

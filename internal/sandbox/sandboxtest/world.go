@@ -3,6 +3,7 @@
 package sandboxtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -27,9 +28,10 @@ const Patience = time.Minute
 
 // Keeper implements sandbox.Keeper in memory.
 type Keeper struct {
-	mu   sync.Mutex
-	held map[string]*os.File
-	fail error
+	mu        sync.Mutex
+	held      map[string]*os.File
+	fail      error
+	failDrops error
 }
 
 // Fail makes every call fail with err; nil ends that.
@@ -88,12 +90,19 @@ func (k *Keeper) List(context.Context) ([]string, error) {
 	return slices.Sorted(maps.Keys(k.held)), k.fail
 }
 
+// FailDrops has Drop fail from now on, or for nil no more.
+func (k *Keeper) FailDrops(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.failDrops = err
+}
+
 // Drop implements sandbox.Keeper.
 func (k *Keeper) Drop(_ context.Context, name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.fail != nil {
-		return k.fail
+	if err := cmp.Or(k.fail, k.failDrops); err != nil {
+		return err
 	}
 	if f := k.held[name]; f != nil {
 		f.Close()

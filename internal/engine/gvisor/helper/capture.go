@@ -25,22 +25,44 @@ import (
 	"github.com/opencomputer/oc/internal/pager"
 )
 
-// capture copies a running generation's state into the arena that it was
-// handed. If this process is killed the engine runs on within milliseconds,
-// unless it was to be held: then it stays paused.
-func capture(in *bufio.Reader, out *events, req wire.Request) error {
-	t := req.Targets[0]
-	arena, err := pager.NewArena(
-		os.NewFile(wire.FDState, "state"), os.NewFile(wire.FDMeta, "meta"), os.NewFile(wire.FDPages, "pages"))
-	if err != nil {
-		return err
-	}
-	defer arena.Close()
+// captures serves the captures of one generation: one, or, where the server wants
+// this process to stay, one after the other, for which the guest's memory stays
+// mapped. If this process is killed the engine runs on within milliseconds, unless
+// it was to be held: then it stays paused.
+func captures(in *bufio.Reader, out *events, req wire.Request) error {
+	c := &capturer{in: in, out: out, target: req.Targets[0]}
 	if req.HoldMS == 0 {
 		// Nobody else would end this process then if it hung, with the engine frozen.
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // never fails (prctl(2))
 	}
-	c, err := connect(t)
+	if err := c.capture(req); err != nil || !req.Stay || req.HoldMS > 0 {
+		return err
+	}
+	return c.stay()
+}
+
+// capturer is what lasts from one capture of a generation to the next.
+type capturer struct {
+	in     *bufio.Reader
+	out    *events
+	target wire.Target
+	memory *pager.Mapping // nil: it is not mapped
+}
+
+// capture copies the running generation's state into the arena that was handed over.
+func (k *capturer) capture(req wire.Request) error {
+	files, err := received(wire.FDState, wire.FDMeta, wire.FDPages, wire.FDIDs, wire.FDMark)
+	if err != nil {
+		return err
+	}
+	defer closeAll(files)
+	state, meta, pages, ids, mark := files[0], files[1], files[2], files[3], files[4]
+	arena, err := pager.NewArena(state, meta, pages)
+	if err != nil {
+		return err
+	}
+	defer arena.Close()
+	c, err := connect(k.target)
 	if err != nil {
 		return err
 	}
@@ -49,7 +71,7 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 	if err := c.Call(boot.ContMgrWaitRestore, nil, nil); err != nil && !strings.Contains(err.Error(), "is not being restored") {
 		return fmt.Errorf("engine: loading before the checkpoint: %w", err)
 	}
-	if err := makeReady(arena, req); err != nil {
+	if err := k.makeReady(arena, req); err != nil {
 		return err
 	}
 	if req.Frozen != nil {
@@ -58,31 +80,41 @@ func capture(in *bufio.Reader, out *events, req wire.Request) error {
 		}
 	}
 	if req.HoldMS == 0 {
-		return copyState(c, arena, out)
+		return copyState(c, arena, ids, k.out)
 	}
 	ignoreHangups()
-	p := paused{t: t, mark: os.NewFile(wire.FDMark, "mark")}
+	p := paused{t: k.target, mark: mark}
 	if err := p.pause(); err != nil {
 		return err
 	}
-	if err := copyState(c, arena, out); err != nil {
+	if err := copyState(c, arena, ids, k.out); err != nil {
 		return errors.Join(err, p.resume())
 	}
-	return p.hold(in, out, time.Duration(req.HoldMS)*time.Millisecond)
+	return p.hold(k.in, k.out, time.Duration(req.HoldMS)*time.Millisecond)
 }
 
 // makeReady does all that can be done before the freeze, side by side: it learns
 // the base, maps the guest's memory, and makes room in the arena.
-func makeReady(arena *pager.Arena, req wire.Request) (err error) {
-	pid := req.Targets[0].PID
+func (k *capturer) makeReady(arena *pager.Arena, req wire.Request) (err error) {
+	pid := k.target.PID
 	var base *engine.Base
 	var wg sync.WaitGroup
-	wg.Go(func() { warm(pid, arena) })
+	wg.Go(func() {
+		if k.memory == nil {
+			k.memory = mapMemory(pid)
+		}
+		if k.memory != nil {
+			warm(k.target, k.memory)
+		}
+	})
 	wg.Go(func() { arena.Prefault(expected(pid, req)) })
 	if req.Base {
-		wg.Go(func() { base, err = readBase(os.NewFile(wire.FDBase, "base")) })
+		wg.Go(func() { base, err = readBase() })
 	}
 	wg.Wait()
+	if k.memory != nil {
+		arena.Know(k.memory)
+	}
 	if base != nil {
 		arena.Compare(base)
 	}
@@ -98,9 +130,14 @@ func expected(pid int, req wire.Request) int64 {
 	return min(most, req.Expect)
 }
 
-// readBase reads what the arena shall compare with, and closes the file.
-func readBase(f *os.File) (*engine.Base, error) {
-	defer f.Close()
+// readBase reads what the arena shall compare with.
+func readBase() (*engine.Base, error) {
+	files, err := received(wire.FDBase)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(files)
+	f := files[0]
 	st, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("helper: the base of a capture: %w", err)
@@ -139,8 +176,9 @@ func (p paused) resume() error {
 	return steerOne(wire.VerbResume, p.t)
 }
 
-// copyState has the engine write its state into the arena, and reports it.
-func copyState(c *urpc.Client, arena *pager.Arena, out *events) error {
+// copyState has the engine write its state into the arena, and reports it. ids takes
+// the identities of the pages.
+func copyState(c *urpc.Client, arena *pager.Arena, ids *os.File, out *events) error {
 	sock, err := arena.Serve()
 	if err != nil {
 		return err
@@ -161,7 +199,7 @@ func copyState(c *urpc.Client, arena *pager.Arena, out *events) error {
 	sizes := wire.Sizes{PauseNS: held.Nanoseconds()}
 	sizes.State, sizes.Meta, sizes.Pages = arena.Sizes()
 	table := pageset.EncodeTable(arena.Ranges(), arena.Copied())
-	if _, err := os.NewFile(wire.FDIDs, "ranges").Write(table); err != nil {
+	if _, err := ids.Write(table); err != nil {
 		return fmt.Errorf("helper: handing over page identities: %w", err)
 	}
 	sizes.Ranges, sizes.Copied = int64(len(table)), arena.Bytes()

@@ -6,7 +6,8 @@
 // gVisor promises nothing about these protocols between versions, so a helper
 // is always of the build of the engine that it talks to, while the server may
 // be of another. Towards the server it speaks package wire. One process does
-// one request, so that a hung engine call can be ended alone, by killing it.
+// one request at a time, so that a hung engine call can be ended alone, by killing
+// it. Only the one that captures may stay for the next capture of the same engine.
 //
 // It knows gVisor, the pager and a checkpoint's files; it does not know
 // sandboxes, rows or the server.
@@ -42,7 +43,7 @@ func Main() int {
 	in := bufio.NewReaderSize(os.Stdin, 64<<10)
 	out := &events{w: json.NewEncoder(os.Stdout)}
 	if waiting() {
-		if err := standby(); errors.Is(err, errDismissed) {
+		if err := standby(wire.FDFirst); errors.Is(err, errDismissed) {
 			return 0
 		} else if err != nil {
 			out.done(wire.Event{Error: err.Error()})
@@ -60,7 +61,7 @@ func Main() int {
 	}
 	run := map[string]func(*bufio.Reader, *events, wire.Request) error{
 		wire.VerbPrepare:  prepare,
-		wire.VerbCapture:  capture,
+		wire.VerbCapture:  captures,
 		wire.VerbRestore:  restore,
 		wire.VerbPause:    steer,
 		wire.VerbResume:   steer,

@@ -135,8 +135,10 @@ func (r *restoring) start(i int) error {
 // memory, and says why.
 func (r *restoring) lose(i int, err error) {
 	t := r.req.Targets[i]
-	r.out.send(wire.Event{Event: wire.EventLost, Target: i}.Failed(err))
-	if proc.Alive(t.PID, t.StartTime) {
+	ev := wire.Event{Event: wire.EventLost, Target: i}.Failed(err)
+	r.out.send(ev)
+	if proc.Alive(t.PID, t.StartTime) { // or else somebody has ended it, and what it leaves is being removed
+		_ = wire.LeaveLoss(t.Dir, ev)      // for a server that begins when this one has gone; it may do without
 		_ = unix.Kill(t.PID, unix.SIGKILL) // gone already is as good
 	}
 }

@@ -13,10 +13,10 @@ import (
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 )
 
-// standby waits until this process is told what it is, and puts the descriptors
-// for it where they belong. It fails with errDismissed when it is not wanted.
-func standby() error {
-	const handoff = 3
+// standby waits at a socket until this process is told what it is, and puts the
+// descriptors for it where they belong. It fails with errDismissed when it is not
+// wanted.
+func standby(handoff int) error {
 	verb, control := make([]byte, 64), make([]byte, unix.CmsgSpace(4*wire.MaxFiles))
 	n, cn, _, _, err := recvmsg(handoff, verb, control)
 	if err != nil {
@@ -30,7 +30,7 @@ func standby() error {
 		return fmt.Errorf("helper: standby: %w", err)
 	}
 	for i := range wire.MaxFiles {
-		to := handoff + i
+		to := wire.FDFirst + i
 		if i >= len(fds) {
 			_ = unix.Close(to) // its placeholder, or the socket
 			continue

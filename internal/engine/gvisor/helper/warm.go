@@ -5,15 +5,20 @@ package helper
 import (
 	"bufio"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opencomputer/oc/internal/engine/gvisor/disk"
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
+	"github.com/opencomputer/oc/internal/engine/gvisor/shape"
+	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/pager"
 )
 
@@ -23,32 +28,65 @@ const memoryMark = "memfd:runsc-memory"
 // maxStubs bounds how many processes' maps are read.
 const maxStubs = 256
 
-// warm does before the pause what page faults would do in it: it has the arena
-// map the guest's memory, and makes the engine's scan for zero pages cheap.
+// maxTouched is how much that its guest never touched is made present, in bytes: a
+// guest may have any amount of it, and until the engine has given it back it is
+// memory of this machine.
+const maxTouched = 64 << 20
+
+// touchable is how much that is for a guest: with what it has, no more than it may
+// have, because what it writes to then is not counted as its own.
+func touchable(t wire.Target) int64 {
+	s, err := shape.Read(t.Dir)
+	if err != nil {
+		return 0
+	}
+	return max(0, min(maxTouched, s.MemoryBytes-disk.MemoryUsage(t.PID)))
+}
+
+// warm does before the pause what page faults would do in it: it has the mapping of
+// the guest's memory populated, and makes the engine's scan for zero pages cheap.
 // Allocating 2 MB at a time, the engine leaves pages that its guest never
 // touched, and inside the pause it reads each of them, which faults it in, a
 // millisecond per megabyte (pgalloc MemoryFile.SaveTo). Here they are faulted in
-// through the arena's mapping, so that the scan finds them in the page cache,
+// through the mapping, so that the scan finds them in the page cache,
 // sixteen to a fault. The engine gives them back. What the guest has allocated is seen
 // from what its stubs have mapped. All of this is an optimisation: it does what
 // it can and reports nothing.
-func warm(enginePID int, arena *pager.Arena) {
-	f := memoryFile(enginePID)
-	if f == nil {
-		return
-	}
-	defer f.Close()
-	mem, err := arena.Know(f)
-	if err != nil {
-		return
-	}
-	for _, r := range merged(mappedRanges(enginePID)) {
-		for _, hole := range holes(f, r) {
-			if hole.end <= int64(len(mem)) {
-				_ = unix.Madvise(mem[hole.start:hole.end], unix.MADV_POPULATE_READ)
+func warm(t wire.Target, m *pager.Mapping) {
+	var ranges []span
+	var wg sync.WaitGroup
+	wg.Go(func() { ranges = merged(mappedRanges(t.PID)) })
+	m.Populate()
+	wg.Wait()
+	m.Touch(untouched(m.File(), ranges, touchable(t)))
+}
+
+// untouched are the parts of a file's ranges that it has no pages for, at most so
+// many bytes of them.
+func untouched(f *os.File, ranges []span, most int64) iter.Seq2[int64, int64] {
+	return func(yield func(from, to int64) bool) {
+		for _, r := range ranges {
+			for _, hole := range holes(f, r) {
+				end := min(hole.end, hole.start+most)
+				if most -= end - hole.start; end == hole.start || !yield(hole.start, end) {
+					return
+				}
 			}
 		}
 	}
+}
+
+// mapMemory maps the guest's memory; nil where that cannot be.
+func mapMemory(enginePID int) *pager.Mapping {
+	f := memoryFile(enginePID)
+	if f == nil {
+		return nil
+	}
+	m, err := pager.Map(f)
+	if err != nil {
+		return nil
+	}
+	return m
 }
 
 // memoryFile opens the file of the guest's memory, nil where it is not found.

@@ -46,12 +46,42 @@ func TestMerged(t *testing.T) {
 
 func TestHolesAreTheUntouchedPagesOfARange(t *testing.T) {
 	t.Parallel()
+	got := holes(sparse(t), span{4096, 12 * 4096})
+	if want := []span{{4096, 2 * 4096}, {4 * 4096, 8 * 4096}, {9 * 4096, 12 * 4096}}; !slices.Equal(got, want) {
+		t.Errorf("holes = %v, want %v", got, want)
+	}
+}
+
+// What a guest has and never touched is without bound; what is made of it is not.
+func TestUntouchedIsBounded(t *testing.T) {
+	t.Parallel()
+	f := sparse(t)
+	for most, want := range map[int64][]span{
+		0:        nil,
+		4096:     {{0, 4096}},
+		2 * 4096: {{0, 2 * 4096}},
+		4 * 4096: {{0, 2 * 4096}, {4 * 4096, 6 * 4096}},
+		1 << 40:  {{0, 2 * 4096}, {4 * 4096, 6 * 4096}, {7 * 4096, 8 * 4096}, {9 * 4096, 16 * 4096}},
+	} {
+		var got []span
+		for from, to := range untouched(f, []span{{0, 6 * 4096}, {7 * 4096, 16 * 4096}}, most) {
+			got = append(got, span{from, to})
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("at most %d: %v, want %v", most, got, want)
+		}
+	}
+}
+
+// sparse is a file of 16 pages that has pages 2, 3 and 8.
+func sparse(t *testing.T) *os.File {
+	t.Helper()
 	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := os.NewFile(uintptr(fd), "test")
-	defer f.Close()
+	t.Cleanup(func() { _ = f.Close() })
 	if err := f.Truncate(16 * 4096); err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +90,5 @@ func TestHolesAreTheUntouchedPagesOfARange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got := holes(f, span{4096, 12 * 4096})
-	if want := []span{{4096, 2 * 4096}, {4 * 4096, 8 * 4096}, {9 * 4096, 12 * 4096}}; !slices.Equal(got, want) {
-		t.Errorf("holes = %v, want %v", got, want)
-	}
+	return f
 }

@@ -12,7 +12,8 @@ import (
 
 // Reaper takes zombies from the process table that this process inherited and
 // nobody waits for. A child that somebody waits for is a zombie only for an
-// instant, so one that was a zombie at two calls in a row is nobody's.
+// instant, so one that was a zombie at two calls in a row is nobody's, or one whose
+// end does not matter to whoever started it.
 type Reaper struct {
 	mu   sync.Mutex
 	seen map[int]bool

@@ -9,7 +9,9 @@
 package runsc
 
 import (
+	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/google/subcommands"
@@ -21,6 +23,19 @@ import (
 
 // Name is the argv[0] under which the binary is runsc.
 const Name = "runsc"
+
+// headroomVar says, in the environment of an engine, that GiveHeadroom was called in
+// the process that became it.
+const headroomVar = "OC_ENGINE_HEADROOM"
+
+// headroomBytes is how much more than it would otherwise an engine may allocate before
+// its garbage is collected. To save or load the state of a small guest takes as much
+// as the engine has, and a collection or two in a pause took 4 ms of 25.
+const headroomBytes = 12 << 20
+
+// GiveHeadroom has the engine that Main runs collect its garbage less often, for as
+// much more memory: at most 12 MiB.
+func GiveHeadroom() { _ = os.Setenv(headroomVar, "1") } // fails only for names that cannot be
 
 // Invoked tells whether argv is a form in which gVisor starts itself, or in
 // which we start it: argv[0] begins with "runsc" (runsc, runsc-sandbox,
@@ -38,6 +53,12 @@ func Invoked(argv []string) bool {
 // and what an operator needs to look into a sandbox is linked in.
 func Main() {
 	provideFilter()
+	if os.Getenv(headroomVar) != "" {
+		// Counted as memory in use, by which Go decides when to collect; as nobody
+		// ever touches it, it takes none.
+		headroom := make([]byte, headroomBytes)
+		defer runtime.KeepAlive(headroom)
+	}
 	cli.Run(nil, map[util.SubCommand]string{
 		new(cmd.Create):       "",
 		new(cmd.Delete):       "",

@@ -51,14 +51,14 @@ func Read(bundle string) (s engine.Shape, err error) {
 	return s, nil
 }
 
-// Apply gives argv with the shape's flags in place, if argv starts a sandbox
+// Apply gives argv with the shape's flags in place, and true, if argv starts a sandbox
 // process whose bundle has a shape, and argv as it is otherwise. gVisor
 // re-executes the sandbox process with its changed argv inside a chroot, where
 // the bundle is no longer to be found and the flags are already right.
-func Apply(argv []string) []string {
+func Apply(argv []string) ([]string, bool) {
 	i := slices.Index(argv, "boot")
 	if i < 0 || filepath.Base(argv[0]) != "runsc-sandbox" {
-		return argv
+		return argv, false
 	}
 	bundle := ""
 	for _, a := range argv[i:] {
@@ -67,13 +67,13 @@ func Apply(argv []string) []string {
 		}
 	}
 	if bundle == "" {
-		return argv
+		return argv, false
 	}
 	s, err := Read(bundle)
 	if err != nil {
-		return argv
+		return argv, false
 	}
-	return rewrite(argv, i, s)
+	return rewrite(argv, i, s), true
 }
 
 // rewrite replaces the flags behind argv[boot], in both forms "--f=v" and

@@ -54,14 +54,17 @@ func TestApply(t *testing.T) {
 				want = tt.in
 			}
 			in := slices.Clone(tt.in)
-			got := Apply(tt.in)
+			got, ours := Apply(tt.in)
+			if ours != (tt.want != nil) {
+				t.Errorf("has a shape: %v", ours)
+			}
 			if !slices.Equal(got, want) {
 				t.Errorf("got  %q\nwant %q", got, want)
 			}
 			if !slices.Equal(in, tt.in) {
 				t.Error("the given argv was changed")
 			}
-			if again := Apply(got); !slices.Equal(again, got) {
+			if again, _ := Apply(got); !slices.Equal(again, got) {
 				t.Errorf("applied again it gives %q", again)
 			}
 		})

@@ -36,7 +36,11 @@ const (
 	// from it are copied. The magic of the table tells whether the helper's build
 	// knew how. One event: EventDone with Sizes. With Request.HoldMS the
 	// engine stays paused, and the helper waits for one Command, VerbResume or
-	// Keep; it resumes the engine when its standard input or the time ends.
+	// Keep; it resumes the engine when its standard input or the time ends. With
+	// Request.Stay and without HoldMS it stays when it has captured, with the
+	// guest's memory mapped, and waits as a standby does, at 9, for the next capture
+	// of the same target, whose Request follows on its standard input. It ends when
+	// one fails, or the socket or the engine does.
 	VerbCapture = "capture"
 	// VerbRestore loads a checkpoint into prepared engine processes and serves
 	// their pages until all are loaded. Events: EventRunning, EventLoaded,
@@ -73,12 +77,17 @@ const FeatureLinked = "linked"
 // ends when the socket does.
 const Standby = "standby"
 
+// Staying is in the place of the verb, on the command line of a helper that has
+// captured and waits for the next capture.
+const Staying = "staying"
+
 // PanicLog is the file in a generation's directory where a dying engine leaves
 // its last words.
 const PanicLog = "panic.log"
 
 // First descriptors handed to a helper.
 const (
+	FDFirst  = 3
 	FDStdin  = 3 // prepare
 	FDOutput = 4
 	FDState  = 3 // capture
@@ -87,10 +96,11 @@ const (
 	FDIDs    = 6
 	FDMark   = 7 // capture: one byte of memory, see MarkPaused; with HoldMS
 	FDBase   = 8 // capture with Base
+	FDNext   = 9 // capture with Stay
 	FDLink   = 3 // pager, and restore with Linked
 
 	FDCaptured = 3 // restore that is not Linked: the first of Request.Files; of a pager behind FDLink
-	MaxFiles   = 6 // that any verb takes
+	MaxFiles   = 7 // that any verb takes
 
 	FDWatchMark = 3 // watch
 )
@@ -132,6 +142,7 @@ type Request struct {
 	HoldMS  int64         `json:"holdMs,omitempty"` // capture: leave the engine paused, for this long at most
 	Base    bool          `json:"base,omitempty"`   // capture: there is one at FDBase
 	Expect  int64         `json:"expect,omitempty"` // capture with Base: bytes of pages that are expected to differ; 0: all
+	Stay    bool          `json:"stay,omitempty"`   // capture: for the next one; there is a socket at FDNext
 	Prepare *PrepareExtra `json:"prepare,omitempty"`
 
 	Watch *Watch `json:"watch,omitempty"`
@@ -188,6 +199,7 @@ const Release = "release"
 // Kinds of events.
 const (
 	EventDone    = "done"
+	EventBegun   = "begun"   // of a helper that stayed: it has taken up the request
 	EventRunning = "running" // the target's processes run; its memory still loads
 	EventLoaded  = "loaded"
 	EventLost    = "lost" // the target cannot run: Error says why

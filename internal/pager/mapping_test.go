@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a memory file holds is mapped when it is known, wherever it lies, and
+// What a memory file holds is mapped, wherever it lies, and
 // nothing that it does not hold comes to be in it.
-func TestKnowMapsWhatThereIsAndMakesNothing(t *testing.T) {
+func TestPopulateMapsWhatThereIsAndMakesNothing(t *testing.T) {
 	t.Parallel()
 	const size = 3*populateBytes + faultAround
 	f, mem := memory(t, size)
@@ -37,10 +37,10 @@ func TestKnowMapsWhatThereIsAndMakesNothing(t *testing.T) {
 		return st.Blocks
 	}
 	before := blocks()
-	a, _ := newArena(t, pageSize, pageSize, pageSize)
-	known, err := a.Know(f)
-	if err != nil || len(known) != size {
-		t.Fatalf("Know: %d bytes, %v", len(known), err)
+	m := mapFile(t, f)
+	known := m.bytes()
+	if len(known) != size {
+		t.Fatalf("%d bytes are mapped", len(known))
 	}
 	if now := blocks(); now != before {
 		t.Errorf("the file has %d blocks after it was looked at, %d before", now, before)
@@ -48,6 +48,48 @@ func TestKnowMapsWhatThereIsAndMakesNothing(t *testing.T) {
 	if got := mapped(t, known); got != pages*pageSize {
 		t.Errorf("%d KB are mapped of %d KB", got>>10, pages*pageSize>>10)
 	}
+}
+
+// A mapping follows its file, whose end is behind the first one's.
+func TestMappingFollowsItsFile(t *testing.T) {
+	t.Parallel()
+	f, mem := memory(t, 4*pageSize)
+	if err := f.Truncate(pageSize); err != nil {
+		t.Fatal(err)
+	}
+	mem[0] = 1
+	m := mapFile(t, f)
+	if got := m.bytes(); len(got) != pageSize || got[0] != 1 {
+		t.Fatalf("%d bytes", len(got))
+	}
+	if err := f.Truncate(4 * pageSize); err != nil {
+		t.Fatal(err)
+	}
+	mem[0], mem[3*pageSize] = 2, 3
+	m.Populate()
+	if got := m.bytes(); len(got) != 4*pageSize || got[0] != 2 || got[3*pageSize] != 3 || mapped(t, got) != 2*pageSize {
+		t.Errorf("%d bytes", len(got))
+	}
+}
+
+// mapFile maps a copy of a file's descriptor, populated.
+func mapFile(t *testing.T, f *os.File) *Mapping {
+	t.Helper()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := Map(os.NewFile(uintptr(fd), "memory"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m.Populate()
+	return m
 }
 
 // mapped is how many bytes of a mapping are in this process' page tables.
