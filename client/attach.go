@@ -39,6 +39,7 @@ type Event struct {
 	Kind     EventKind
 	Data     []byte
 	ExitCode int
+	TimedOut bool // the process was killed because its timeout passed
 	Position Position
 }
 

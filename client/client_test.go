@@ -56,7 +56,7 @@ func TestRequests(t *testing.T) {
 		`POST /api/sandboxes/s/timeout {"timeout":0}`:            func() error { return c.SetTimeout(ctx, "s", 0) },
 		"DELETE /api/sandboxes/s/checkpoints/c ":                 func() error { return c.DeleteCheckpoint(ctx, "s", "c") },
 		"DELETE /api/templates/t ":                               func() error { return c.DeleteTemplate(ctx, "t") },
-		`POST /api/sandboxes/s/exec/x/kill {"signal":2}`:         func() error { return c.KillExec(ctx, "s", "x", 2) },
+		`POST /api/sandboxes/s/exec/x/kill {"signal":2}`:         func() error { _, err := c.KillExec(ctx, "s", "x", 2); return err },
 		`POST /api/sandboxes/s/pty/x/resize {"cols":1,"rows":2}`: func() error { return c.ResizePTY(ctx, "s", "x", 1, 2) },
 		"DELETE /api/sandboxes/s/pty/x ":                         func() error { return c.ClosePTY(ctx, "s", "x") },
 		"PUT /api/sandboxes/s/files?path=%2Fa+b&mode=755 x":      func() error { return c.WriteFile(ctx, "s", "/a b", 0o755, strings.NewReader("x")) },
@@ -167,8 +167,9 @@ func TestFrames(t *testing.T) {
 		{[]byte("\x01out"), Event{Kind: EventStdout, Data: []byte("out")}, false},
 		{[]byte("\x02"), Event{Kind: EventStderr, Data: []byte{}}, false},
 		{[]byte{4}, Event{Kind: EventScrollback}, false},
-		{ExitFrame(-1), Event{Kind: EventExit, ExitCode: -1}, false},
-		{ExitFrame(137), Event{Kind: EventExit, ExitCode: 137}, false},
+		{ExitFrame(-1, false), Event{Kind: EventExit, ExitCode: -1}, false},
+		{ExitFrame(137, false), Event{Kind: EventExit, ExitCode: 137}, false},
+		{ExitFrame(137, true), Event{Kind: EventExit, ExitCode: 137, TimedOut: true}, false},
 		{PositionFrame(Position{"tl-1", 5, 6}), Event{Kind: EventPosition, Position: Position{"tl-1", 5, 6}}, false},
 		{StdinAckFrame(9), Event{Kind: EventStdinAck, Position: Position{Stdin: 9}}, false},
 		{nil, Event{}, true},
@@ -191,7 +192,7 @@ func TestFrames(t *testing.T) {
 }
 
 func FuzzDecodeFrame(f *testing.F) {
-	for _, s := range [][]byte{nil, {1}, ExitFrame(1), PositionFrame(Position{"t", 1, 2}), StdinAckFrame(1), []byte("\x06null")} {
+	for _, s := range [][]byte{nil, {1}, ExitFrame(1, true), PositionFrame(Position{"t", 1, 2}), StdinAckFrame(1), []byte("\x06null")} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, msg []byte) {

@@ -63,6 +63,11 @@ type KillRequest struct {
 	Signal int `json:"signal,omitempty"`
 }
 
+// KillResult says what a signal met.
+type KillResult struct {
+	Ended bool `json:"ended,omitempty" doc:"The session had ended: nothing was sent"`
+}
+
 // StartExec starts a program as a session that lives on without a client.
 func (c *Client) StartExec(ctx context.Context, sandboxID string, req ExecRequest) (ExecSession, error) {
 	var s ExecSession
@@ -75,9 +80,11 @@ func (c *Client) ListExec(ctx context.Context, sandboxID string) ([]ExecSession,
 	return out, c.call(ctx, "GET", path("sandboxes", sandboxID, "exec"), nil, &out)
 }
 
-// KillExec sends a signal to a session's process group; signal 0 means 9.
-func (c *Client) KillExec(ctx context.Context, sandboxID, sessionID string, signal int) error {
-	return c.call(ctx, "POST", path("sandboxes", sandboxID, "exec", sessionID, "kill"), KillRequest{Signal: signal}, nil)
+// KillExec sends a signal to a session's process group; signal 0 means 9. That
+// the session has ended is no error.
+func (c *Client) KillExec(ctx context.Context, sandboxID, sessionID string, signal int) (KillResult, error) {
+	var res KillResult
+	return res, c.call(ctx, "POST", path("sandboxes", sandboxID, "exec", sessionID, "kill"), KillRequest{Signal: signal}, &res)
 }
 
 // RunExec runs a program without input to its end and gives all it printed.

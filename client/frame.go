@@ -18,7 +18,7 @@ const (
 	FrameStdin      byte = 0x00 // to the server: bytes for the process, behind those before
 	FrameStdout     byte = 0x01 // to the client: bytes of the process
 	FrameStderr     byte = 0x02 // to the client: bytes of the process
-	FrameExit       byte = 0x03 // to the client: exit code, int32 big-endian; once, last
+	FrameExit       byte = 0x03 // to the client: exit code, int32 big-endian, and 1 if the timeout passed; once, last
 	FrameScrollback byte = 0x04 // to the client: end of what was there before; once per attach
 	FrameCloseStdin byte = 0x05 // to the server: end of the process' input
 	FramePosition   byte = 0x06 // to the client: Position of the next output byte, JSON
@@ -58,9 +58,18 @@ type Position struct {
 // errFrame says that a message on an exec socket is not of the protocol.
 var errFrame = errors.New("malformed message on the exec socket")
 
-// ExitFrame makes the message of an exit code.
-func ExitFrame(code int) []byte {
-	return binary.BigEndian.AppendUint32([]byte{FrameExit}, uint32(int32(code)))
+// exitTimedOut follows the code in the message of a process that was killed
+// because its timeout passed. Clients that do not know it read the code alone.
+const exitTimedOut = 1
+
+// ExitFrame makes the message of an exit code; timedOut says that the process was
+// killed because its timeout passed.
+func ExitFrame(code int, timedOut bool) []byte {
+	msg := binary.BigEndian.AppendUint32([]byte{FrameExit}, uint32(int32(code)))
+	if timedOut {
+		msg = append(msg, exitTimedOut)
+	}
+	return msg
 }
 
 // PositionFrame makes the message of a position.
@@ -121,7 +130,10 @@ func decodeFrame(msg []byte) (Event, error) {
 		if len(msg) < exitFrameSize {
 			return Event{}, errFrame
 		}
-		return Event{Kind: EventExit, ExitCode: int(int32(binary.BigEndian.Uint32(body)))}, nil
+		return Event{
+			Kind: EventExit, ExitCode: int(int32(binary.BigEndian.Uint32(body))),
+			TimedOut: len(msg) > exitFrameSize && msg[exitFrameSize] == exitTimedOut,
+		}, nil
 	case FramePosition:
 		var p Position
 		if len(body) > maxPosition || json.Unmarshal(body, &p) != nil || p.Offset < 0 || p.Stdin < 0 {

@@ -27,6 +27,15 @@ type Status struct {
 	APIURL  string `json:"apiUrl"`
 	DataDir string `json:"dataDir"`
 	Counts  Counts `json:"counts"`
+	Pool    Pool   `json:"pool"`
+}
+
+// Pool says how the pool of prepared engine processes does since the server
+// started.
+type Pool struct {
+	Hits   int `json:"hits" doc:"Engines that were there when a sandbox needed one"`
+	Misses int `json:"misses" doc:"Engines that were not"`
+	Ready  int `json:"ready" doc:"Engines that are there now"`
 }
 
 // WhoAmI says who an API key belongs to.

@@ -61,9 +61,9 @@ func (c *Client) ImportCheckpoint(ctx context.Context, name string, file io.Read
 }
 
 // ConvertCheckpoint moves a checkpoint of the first format into the page store.
-func (c *Client) ConvertCheckpoint(ctx context.Context, checkpointID string) (Checkpoint, error) {
-	var cp Checkpoint
-	return cp, c.call(ctx, "POST", path("checkpoints", checkpointID, "convert"), struct{}{}, &cp)
+// Progress is VerifyCheckpoint's, of what is stored.
+func (c *Client) ConvertCheckpoint(ctx context.Context, checkpointID string, progress func(done, total int64)) (Checkpoint, error) {
+	return progressCall[Checkpoint](ctx, c, path("checkpoints", checkpointID, "convert"), struct{}{}, watcher{count: progress})
 }
 
 // StoreStats says how much the server's store holds, of all orgs.
@@ -140,8 +140,8 @@ type StoreSwept struct {
 	DryRun      bool  `json:"dryRun"`
 }
 
-// CollectStore has the server free what no checkpoint needs. Progress is given
-// the bytes freed.
+// CollectStore has the server free what no checkpoint needs. Progress is
+// VerifyCheckpoint's, of what is freed.
 func (c *Client) CollectStore(ctx context.Context, req StoreGCRequest, progress func(done, total int64)) (StoreSwept, error) {
 	return progressCall[StoreSwept](ctx, c, "/store/gc", req, watcher{count: progress})
 }

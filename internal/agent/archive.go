@@ -266,10 +266,13 @@ func (k *unpacker) dir(name string, perm fs.FileMode) error {
 // file writes beside the name and moves it there, so that a file in use is
 // replaced and never seen half written.
 func (k *unpacker) file(name string, perm fs.FileMode, h *tar.Header, r io.Reader) (err error) {
+	if fi, err := k.root.Lstat(name); err == nil && fi.IsDir() {
+		return failf(wire.Conflict, "%s is there and is a directory", name)
+	}
 	temp := path.Join(path.Dir(name), newID(".oc-"))
 	f, err := k.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s cannot be written: %w", name, cause(err))
 	}
 	defer func() {
 		if err != nil {
@@ -293,7 +296,7 @@ func (k *unpacker) file(name string, perm fs.FileMode, h *tar.Header, r io.Reade
 		_ = k.root.Chtimes(temp, h.ModTime, h.ModTime)
 	}
 	if err = k.root.Rename(temp, name); err != nil {
-		return fmt.Errorf("put %s in its place: %w", name, err)
+		return fmt.Errorf("%s cannot be written: %w", name, cause(err))
 	}
 	return nil
 }

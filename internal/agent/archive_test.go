@@ -8,7 +8,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/opencomputer/oc/internal/agent/wire"
 )
 
 // FuzzUnpack unpacks arbitrary bytes into a directory that holds links out of
@@ -58,4 +61,30 @@ func FuzzUnpack(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestUnpackNamesTheFile that cannot be written, not the one beside it.
+func TestUnpackNamesTheFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "dir"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{cfg: Config{Root: dir}, log: slog.New(slog.DiscardHandler)}
+	long := strings.Repeat("n", 300)
+	for name, want := range map[string]wire.Error{
+		"dir": {Kind: wire.Conflict, Message: "dir is there and is a directory"},
+		long:  {Kind: wire.Invalid, Message: long + " cannot be written: file name too long"},
+	} {
+		var buf bytes.Buffer
+		w := tar.NewWriter(&buf)
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := report(a.unpack(dir, &buf)); *got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
 }

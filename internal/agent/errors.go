@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"syscall"
 
 	"github.com/opencomputer/oc/internal/agent/wire"
@@ -15,6 +16,20 @@ import (
 // failf makes an error that the caller of the operation gets to see.
 func failf(kind, format string, args ...any) *wire.Error {
 	return &wire.Error{Kind: kind, Message: fmt.Sprintf(format, args...)}
+}
+
+// cause is what was wrong with a file without the name that it has for a moment,
+// which nobody has asked for.
+func cause(err error) error {
+	var pe *fs.PathError
+	var le *os.LinkError
+	switch {
+	case errors.As(err, &pe):
+		return pe.Err
+	case errors.As(err, &le):
+		return le.Err
+	}
+	return err
 }
 
 // report turns any error into what a Reply carries.

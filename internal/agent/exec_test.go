@@ -154,6 +154,15 @@ func TestStartRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	closed := filepath.Join(b.home, "closed")
+	must(t, os.MkdirAll(filepath.Join(closed, "in"), 0o755))
+	must(t, os.Chmod(closed, 0o700))
+	for _, dir := range []string{closed, filepath.Join(closed, "in")} {
+		_, err := c.Start(deadline(t), agentclient.StartRequest{Argv: []string{"/bin/true"}, User: "nobody", Cwd: dir})
+		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "directory "+dir+" may not be entered") {
+			t.Errorf("a working directory that is not the user's: %v", err)
+		}
+	}
 	if _, err := c.Session(deadline(t), "es-none"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("unknown session: %v", err)
 	}

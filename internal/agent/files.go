@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -235,7 +236,7 @@ func (a *Agent) writeFile(path string, mode *uint32, r io.Reader) error {
 func replaceFile(path string, perm fs.FileMode, uid, gid int, r io.Reader) (err error) {
 	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), newID(".oc-")), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s cannot be written: %w", path, cause(err))
 	}
 	defer func() {
 		if err != nil {
@@ -257,7 +258,10 @@ func replaceFile(path string, perm fs.FileMode, uid, gid int, r io.Reader) (err 
 	if err = f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	if err = os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("%s cannot be written: %w", path, cause(err))
+	}
+	return nil
 }
 
 // onlyReader and onlyWriter hide ReadFrom and WriteTo, which would use buffers

@@ -56,6 +56,9 @@ func (a *Agent) startSession(req wire.StartRequest) (*session, error) {
 		if err = a.spawn(s, path, req, u, env); errors.Is(err, unix.ENOENT) {
 			err = errNoInterpreter // the file itself was there
 		}
+		if errors.Is(err, unix.EACCES) && !u.mayEnter(cwd) {
+			return nil, failf(wire.Invalid, "working directory %s may not be entered by user %s", cwd, u.name)
+		}
 	}
 	if err != nil {
 		code, message := startFailure(req.Argv[0], err)

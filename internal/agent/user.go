@@ -6,8 +6,12 @@ import (
 	"bufio"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/agent/wire"
 )
@@ -98,4 +102,32 @@ func (a *Agent) database(path string, f func(fields []string) bool) {
 			return
 		}
 	}
+}
+
+// mayEnter tells whether the modes of a directory and of those above it let the
+// user in. It is asked only why a start was refused: the kernel decides.
+func (u account) mayEnter(dir string) bool {
+	dir, err := filepath.EvalSymlinks(dir)
+	for ; err == nil; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		if err = unix.Stat(dir, &st); err != nil {
+			break
+		}
+		bit := uint32(0o001)
+		switch {
+		case u.uid == 0:
+			bit = 0o111
+		case st.Uid == u.uid:
+			bit = 0o100
+		case st.Gid == u.gid || slices.Contains(u.groups, st.Gid):
+			bit = 0o010
+		}
+		if st.Mode&bit == 0 {
+			return false
+		}
+		if dir == "/" {
+			return true
+		}
+	}
+	return false
 }

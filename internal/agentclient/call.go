@@ -57,7 +57,8 @@ func (c *Client) begin(ctx context.Context, op wire.Op, bulk wire.Type, args any
 	packet, err := wire.Marshal(wire.Request, k.id, wire.RequestBody{Op: op, Args: raw})
 	if err != nil {
 		c.giveUp(k)
-		return nil, fault.New(fault.Invalid, "the arguments of %s are too large: %v", op, err)
+		return nil, fault.New(fault.Invalid, "the arguments of %s are too large: %v", op, err).
+			WithHint("put what is long into a file of the sandbox, and give the file's name")
 	}
 	if err := c.conn.send(ctx, packet); err != nil {
 		c.giveUp(k)

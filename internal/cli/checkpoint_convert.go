@@ -16,7 +16,7 @@ func (a *app) newCheckpointConvert() *cobra.Command {
 			return a.call(cmd, func(ctx context.Context, c *client.Client) error {
 				p := a.progress("Converting " + args[0])
 				defer p.end()
-				cp, err := c.ConvertCheckpoint(ctx, args[0])
+				cp, err := c.ConvertCheckpoint(ctx, args[0], p.count("Converting "+args[0]))
 				p.end()
 				if err != nil {
 					return err

@@ -62,6 +62,9 @@ func checkCheckpoint(req client.CreateCheckpointRequest, retention client.Retent
 	if retention.Mode != retainAll && retention.Mode != retainNewest {
 		return usage("", "unsupported retention policy %q; expected none or delete_oldest", retention.Mode)
 	}
+	if retention.Mode == retainAll && retention.MaxCount != 0 {
+		return usage("", "--retention-max-count requires --retention-policy delete_oldest")
+	}
 	return nil
 }
 
@@ -75,7 +78,7 @@ func (a *app) checkpointCreate(ctx context.Context, c *client.Client, sandbox st
 	}
 	p.end()
 	if err != nil {
-		return err
+		return goesOn(err, "the server goes on with it: oc checkpoint list %s shows what it has become", sandbox)
 	}
 	return a.answer(cp, func() error {
 		return a.say("Checkpoint created: %s (status: %s)\nName: %s", cp.ID, cp.Status, cp.Name)

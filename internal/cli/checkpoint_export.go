@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -82,7 +83,11 @@ func (a *app) exportFile(ctx context.Context, c *client.Client, id, file string,
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(target), "."+filepath.Base(target)+".*") // for its owner's eyes only
 	if err != nil {
-		return err
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err // without the name that it has for a moment
+		}
+		return fmt.Errorf("%s cannot be written: %w", file, err)
 	}
 	defer os.Remove(tmp.Name()) // gone from there when all went well
 	n, err := a.export(ctx, c, id, tmp)

@@ -19,7 +19,7 @@ func (a *app) newCheckpointList() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&wide, "wide", false, "also kind, parent, and what each added to the store")
+	cmd.Flags().BoolVar(&wide, "wide", false, "also kind, parent, what each added to the store, and what is special about it")
 	return cmd
 }
 
@@ -34,18 +34,26 @@ func (a *app) checkpointList(ctx context.Context, c *client.Client, sandbox stri
 		}
 		header := []string{"ID", "NAME", "STATUS", "SIZE", "CREATED"}
 		if wide {
-			header = append(header, "KIND", "PARENT", "ADDED")
+			header = append(header, "KIND", "PARENT", "ADDED", "NOTE")
 		}
 		var rows [][]string
 		for _, cp := range checkpoints {
 			row := []string{cp.ID, cp.Name, shownStatus(cp), megabytes(cp.SizeBytes), timestamp(cp.CreatedAt, "-")}
 			if wide {
-				row = append(row, cp.Kind, first(cp.ParentID, "-"), megabytes(cp.AddedBytes))
+				row = append(row, cp.Kind, first(cp.ParentID, "-"), megabytes(cp.AddedBytes), note(cp))
 			}
 			rows = append(rows, row)
 		}
 		return writeTable(a.out, header, rows)
 	})
+}
+
+// note is what is special about a checkpoint.
+func note(cp client.Checkpoint) string {
+	if cp.Unverified {
+		return "unverified"
+	}
+	return "-"
 }
 
 // statusDamaged is shown for a checkpoint that was ready and cannot be read.

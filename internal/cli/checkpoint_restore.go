@@ -23,7 +23,7 @@ the restore can be undone.`,
 				res, err := c.RestoreCheckpoint(ctx, args[0], args[1], req)
 				p.end()
 				if err != nil {
-					return err
+					return goesOn(err, "it may have been done: then oc checkpoint list %s shows a new before-restore-…", args[0])
 				}
 				return a.answer(res, func() error {
 					if res.Note != "" {

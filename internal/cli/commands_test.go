@@ -59,6 +59,7 @@ func TestCommands(t *testing.T) {
 		{args: "kill sb-1", answers: []answer{{"DELETE /api/sandboxes/sb-1", 204, ""}}, sent: []string{"DELETE /api/sandboxes/sb-1"}, out: "Sandbox sb-1 killed.\n"},
 		{args: "kill sb-1", answers: []answer{{"DELETE /api/sandboxes/sb-1", 404, `{"error":"sandbox not found","code":"not_found"}`}}, sent: []string{"DELETE /api/sandboxes/sb-1"},
 			code: 3, errOut: "Error: sandbox not found\n"},
+		{args: "kill", code: 1, errOut: "Error: accepts 1 arg(s), received 0\nTry: oc kill --help\n"},
 		{args: "set-timeout sb-1 60", answers: []answer{{"POST /api/sandboxes/sb-1/timeout", 204, ""}}, sent: []string{`POST /api/sandboxes/sb-1/timeout {"timeout":60}`},
 			out: "Timeout updated to 60s for sandbox sb-1\n"},
 		{args: "sandbox set-timeout sb-1 x", code: 1, errOut: "Error: invalid timeout: x\nTry: give a number of seconds, 0 for never\n"},
@@ -80,6 +81,7 @@ func TestCommands(t *testing.T) {
 			code: 5, errOut: "Error: checkpoint cp-2 failed: no space\n"},
 		{args: "cp create sb-1", code: 1, errOut: "Error: required flag(s) \"name\" not set\nTry: oc checkpoint create --help\n"},
 		{args: "cp create sb-1 --name x --kind half", code: 1, errOut: "Error: unsupported checkpoint kind \"half\"; expected full or disk_only\n"},
+		{args: "cp create sb-1 --name x --retention-max-count 3", code: 1, errOut: "Error: --retention-max-count requires --retention-policy delete_oldest\n"},
 		{args: "cp create sb-1 --name x --retention-policy all", code: 1, errOut: "Error: unsupported retention policy \"all\"; expected none or delete_oldest\n"},
 		{args: "cp create sb-1 --name x", answers: []answer{{"POST /api/sandboxes/sb-1/checkpoints", 409, `{"error":"checkpoint name already exists for this sandbox","hint":"choose another name"}`}},
 			sent: []string{`POST /api/sandboxes/sb-1/checkpoints {"name":"x","kind":"full"}`},
@@ -89,10 +91,11 @@ func TestCommands(t *testing.T) {
 			out: "ID           NAME           STATUS  SIZE      CREATED\n" +
 				"cp-7f3a1b2c  my-checkpoint  ready   843.2 MB  2024-01-15T10:30:00Z\n" +
 				"cp-9         b              failed  -         2024-01-15T10:30:00Z\n"},
-		{args: "cp list sb-1 --wide", answers: []answer{{"GET /api/sandboxes/sb-1/checkpoints", 200, "[" + cpJSON + "]"}},
+		{args: "cp list sb-1 --wide", answers: []answer{{"GET /api/sandboxes/sb-1/checkpoints", 200, "[" + cpJSON + `,{"id":"cp-9","name":"b","status":"ready","kind":"full","unverified":true,"createdAt":"2024-01-15T10:30:00Z"}]`}},
 			sent: []string{"GET /api/sandboxes/sb-1/checkpoints"},
-			out: "ID           NAME           STATUS  SIZE      CREATED               KIND  PARENT  ADDED\n" +
-				"cp-7f3a1b2c  my-checkpoint  ready   843.2 MB  2024-01-15T10:30:00Z  full  cp-0    1.0 MB\n"},
+			out: "ID           NAME           STATUS  SIZE      CREATED               KIND  PARENT  ADDED   NOTE\n" +
+				"cp-7f3a1b2c  my-checkpoint  ready   843.2 MB  2024-01-15T10:30:00Z  full  cp-0    1.0 MB  -\n" +
+				"cp-9         b              ready   -         2024-01-15T10:30:00Z  full  -       -       unverified\n"},
 		{args: "cp ls sb-1", answers: []answer{{"GET /api/sandboxes/sb-1/checkpoints", 200, "null"}}, sent: []string{"GET /api/sandboxes/sb-1/checkpoints"}, out: "No checkpoints found.\n"},
 		{args: "cp restore sb-1 cp-1", answers: []answer{{"POST /api/sandboxes/sb-1/checkpoints/cp-1/restore", 200, `{"sandboxId":"sb-1","checkpointId":"cp-1","status":"restored"}`}},
 			sent: []string{"POST /api/sandboxes/sb-1/checkpoints/cp-1/restore {}"}, out: "Sandbox sb-1 restored to checkpoint cp-1\n"},
@@ -128,6 +131,7 @@ func TestCommands(t *testing.T) {
 		{args: "template delete t", answers: []answer{{"DELETE /api/templates/t", 409, `{"error":"template t is used by sb-1"}`}}, sent: []string{"DELETE /api/templates/t"}, code: 4, errOut: "Error: template t is used by sb-1\n"},
 		{args: "template build base", answers: []answer{{"POST /api/templates/base/build", 200, `{"name":"base","status":"ready","sizeBytes":2097152}`}},
 			sent: []string{"POST /api/templates/base/build {}"}, out: "Template base ready (2.0 MB)\n"},
+		{args: "exec kill sb-1 s1 --signal TERM", code: 1, errOut: "Error: invalid argument \"TERM\" for \"--signal\" flag: strconv.ParseInt: parsing \"TERM\": invalid syntax\nTry: oc exec kill --help\n"},
 		{args: "template import t /nonexistent", code: 1, errOut: "Error: stat /nonexistent: no such file or directory\n"},
 
 		{args: "exec list sb-1", answers: []answer{{"GET /api/sandboxes/sb-1/exec", 200, "[]"}}, sent: []string{"GET /api/sandboxes/sb-1/exec"}, out: "No active exec sessions.\n"},
@@ -137,6 +141,7 @@ func TestCommands(t *testing.T) {
 			out:  "  s1  running  sh -c echo ?]0;x?  clients=2\n  s2  exited (3)  ls  clients=0\n"},
 		{args: "exec kill sb-1 s1", answers: []answer{{"POST /api/sandboxes/sb-1/exec/s1/kill", 200, "{}"}}, sent: []string{`POST /api/sandboxes/sb-1/exec/s1/kill {"signal":9}`}, out: "Session s1 killed\n"},
 		{args: "exec kill sb-1 s1 --signal 15", answers: []answer{{"POST /api/sandboxes/sb-1/exec/s1/kill", 204, ""}}, sent: []string{`POST /api/sandboxes/sb-1/exec/s1/kill {"signal":15}`}, out: "Session s1 killed\n"},
+		{args: "exec kill sb-1 s1", answers: []answer{{"POST /api/sandboxes/sb-1/exec/s1/kill", 200, `{"ended":true}`}}, sent: []string{`POST /api/sandboxes/sb-1/exec/s1/kill {"signal":9}`}, out: "Session s1 has ended already\n"},
 		{args: "exec kill sb-1 s1 --signal 99", code: 1, errOut: "Error: invalid signal: 99\nTry: give a number such as 15\n"},
 		{args: "exec sb-1", code: 1, errOut: "Error: no command specified. Usage: oc exec <sandbox-id> -- <command>\n"},
 		{args: "exec sb-1 --wait --detach -- ls", code: 1, errOut: "Error: --wait and --detach are mutually exclusive\n"},
@@ -270,5 +275,81 @@ func TestNoServer(t *testing.T) {
 	want := "Error: no server answers at " + url + "\nTry: start one with 'sudo oc up', or point at another with 'oc config set api-url URL'\n"
 	if got.code != 1 || got.errOut != want {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestUnreadableFileIsNotTheServersFault: whether the request has left by then is
+// a matter of luck.
+func TestUnreadableFileIsNotTheServersFault(t *testing.T) {
+	t.Parallel()
+	got := invocation{url: newFake(t).URL, args: []string{"template", "import", "t", "/proc/self/mem"}}.run(t)
+	if got != (result{ExitGeneral, "", "Error: read /proc/self/mem: input/output error\n"}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestWhatIsNotUTF8IsRefused because what is sent is JSON: it would arrive changed.
+func TestWhatIsNotUTF8IsRefused(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{"exec", "sb-1", "--", "printf", "a\xff"},
+		{"exec", "sb-1", "--env", "A=\xff", "--", "true"},
+		{"exec", "sb-1", "--cwd", "\xff", "--", "true"},
+		{"create", "--name", "\xff"},
+		{"create", "--env", "A=1", "--env", "B=\xff"},
+		{"checkpoint", "create", "sb-1", "--name", "\xff"},
+		{"pull", "sb-1", "\xff", "x"},
+		{"push", "sb-1", "commands_test.go", "\xff/"},
+	} {
+		fake := newFake(t)
+		got := invocation{url: fake.URL, args: args}.run(t)
+		if got.code != ExitGeneral || !strings.Contains(got.errOut, "is not valid UTF-8") || len(fake.received()) != 0 {
+			t.Errorf("oc %q: %+v, sent %q", args, got, fake.received())
+		}
+	}
+}
+
+// TestEmptyArgumentsAreRefused gives every command that takes an id or a name an
+// empty one, as a script does whose variable is unset: nothing may be sent, and
+// nothing be said to be done.
+func TestEmptyArgumentsAreRefused(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{
+		"get |":                         "<sandbox>",
+		"kill |":                        "<sandbox>",
+		"set-timeout | 5":               "<sandbox>",
+		"exec | -- true":                "<sandbox>",
+		"exec | true":                   "<sandbox>",
+		"exec attach sb-1 |":            "<session>",
+		"exec kill | es-1":              "<sandbox>",
+		"exec list |":                   "<sandbox>",
+		"shell |":                       "<sandbox>",
+		"push | a b":                    "<sandbox>",
+		"pull | a b":                    "<sandbox>",
+		"fork |":                        "<sandbox>",
+		"checkpoint create | --name x":  "<sandbox>",
+		"checkpoint list |":             "<sandbox>",
+		"checkpoint tree |":             "[sandbox]",
+		"checkpoint restore sb-1 |":     "<checkpoint>",
+		"checkpoint spawn |":            "<checkpoint>",
+		"checkpoint delete sb-1 |":      "<checkpoint>",
+		"checkpoint delete | cp-1":      "<sandbox>",
+		"checkpoint export | x":         "<checkpoint>",
+		"template delete |":             "<name>",
+		"template build |":              "<name>",
+		"template import | commands.go": "<name>",
+		"sandbox get |":                 "<sandbox>",
+	} {
+		fake := newFake(t)
+		args := strings.Fields(line)
+		for i, arg := range args {
+			if arg == "|" {
+				args[i] = ""
+			}
+		}
+		got := invocation{url: fake.URL, args: args}.run(t)
+		if got.code != ExitGeneral || got.out != "" || !strings.Contains(got.errOut, "the argument "+want+" is empty") || len(fake.received()) != 0 {
+			t.Errorf("oc %s: %+v, sent %q", line, got, fake.received())
+		}
 	}
 }

@@ -108,6 +108,8 @@ func TestPushErrors(t *testing.T) {
 		errOut string
 	}{
 		{[]string{"push", "sb-1", "/nonexistent", "x"}, 1, "Error: stat /nonexistent: no such file or directory\n"},
+		{[]string{"push", "sb-1", "/dev/null", "x"}, 1, "Error: /dev/null is neither a file nor a directory\n" +
+			"Try: for what a pipe or a device gives: oc exec SANDBOX -- tee REMOTE < LOCAL > /dev/null\n"},
 		{[]string{"push", "sb-1", big, ""}, 1, "Error: the remote path is empty\nTry: use \".\" for the home directory\n"},
 		{[]string{"push", "sb-1", big, "x"}, 3, "Error: sandbox not found\n"},
 		{[]string{"push", "sb-1", big}, 1, "Error: accepts 3 arg(s), received 2\nTry: oc push --help\n"},

@@ -41,6 +41,21 @@ func usage(hint, format string, args ...any) error {
 	return f
 }
 
+// interruptedError is the end of a call by Ctrl-C that the server may carry out
+// all the same, with how to learn whether it does.
+type interruptedError struct{ hint string }
+
+// Error says what happened.
+func (*interruptedError) Error() string { return "interrupted" }
+
+// goesOn gives the error of a call, with what to look at if it was interrupted.
+func goesOn(err error, format string, args ...any) error {
+	if errors.Is(err, context.Canceled) {
+		return &interruptedError{fmt.Sprintf(format, args...)}
+	}
+	return err
+}
+
 // failure is what the user is told about an error.
 type failure struct {
 	code    int
@@ -63,6 +78,10 @@ func explain(err error, apiURL string) failure {
 	var local *fault.Fault
 	if errors.As(err, &local) {
 		return failure{ExitGeneral, local.Error(), local.Hint}
+	}
+	var broken *interruptedError
+	if errors.As(err, &broken) {
+		return failure{ExitInterrupted, broken.Error(), broken.hint}
 	}
 	switch {
 	case errors.Is(err, context.Canceled):

@@ -49,7 +49,10 @@ func (a *app) newExec() *cobra.Command {
 			return a.exec(cmd.Context(), sandbox, req, o)
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+	cmd.SetFlagErrorFunc(func(failed *cobra.Command, err error) error {
+		if failed != cmd { // a subcommand, which inherits this
+			return usage(failed.CommandPath()+" --help", "%s", err)
+		}
 		return usage("put -- before the command: oc exec SANDBOX -- COMMAND ARGS...", "%s", err)
 	})
 	f := cmd.Flags()

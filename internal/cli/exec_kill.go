@@ -21,10 +21,18 @@ func (a *app) newExecKill() *cobra.Command {
 				return usage("give a number such as 15", "invalid signal: %d", signal)
 			}
 			return a.call(cmd, func(ctx context.Context, c *client.Client) error {
-				if err := c.KillExec(ctx, args[0], args[1], signal); err != nil {
+				res, err := c.KillExec(ctx, args[0], args[1], signal)
+				if err != nil {
 					return err
 				}
-				return a.answer(map[string]any{"sessionID": args[1], "signal": signal}, func() error {
+				out := map[string]any{"sessionID": args[1], "signal": signal}
+				if res.Ended {
+					out["ended"] = true
+				}
+				return a.answer(out, func() error {
+					if res.Ended {
+						return a.say("Session %s has ended already", args[1])
+					}
 					return a.say("Session %s killed", args[1])
 				})
 			})

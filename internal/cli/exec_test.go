@@ -131,6 +131,18 @@ func TestExecJSONAndWait(t *testing.T) {
 	}
 }
 
+// TestExecSaysThatItTimedOut because the exit code is that of any killed command.
+func TestExecSaysThatItTimedOut(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"--json=false", "--wait", "--json"} {
+		srv := newFakeExec(t, func(a *attachment) { a.begin("t", 0, 0); a.stdout("o\n"); a.timeOut() })
+		got := invocation{url: srv.URL, args: []string{"exec", "sb-1", mode, "--timeout", "1", "--", "x"}}.run(t)
+		if got.code != 137 || got.errOut != "Warning: the command was killed: its timeout has passed\n" {
+			t.Errorf("%s: %+v", mode, got)
+		}
+	}
+}
+
 func TestExecDetach(t *testing.T) {
 	t.Parallel()
 	srv := newFakeExec(t)
@@ -480,8 +492,16 @@ func TestInterruptedCall(t *testing.T) {
 		signals <- syscall.SIGINT
 		<-r.Context().Done()
 	})
-	got := invocation{url: srv.URL, signals: signals, args: []string{"cp", "create", "sb-1", "--name", "x"}}.run(t)
+	srv.handle("POST /api/sandboxes", func(_ http.ResponseWriter, r *http.Request) {
+		signals <- syscall.SIGINT
+		<-r.Context().Done()
+	})
+	got := invocation{url: srv.URL, signals: signals, args: []string{"create"}}.run(t)
 	if got != (result{130, "", "Error: interrupted\n"}) {
+		t.Errorf("%+v", got)
+	}
+	got = invocation{url: srv.URL, signals: signals, args: []string{"cp", "create", "sb-1", "--name", "x"}}.run(t)
+	if got != (result{130, "", "Error: interrupted\nTry: the server goes on with it: oc checkpoint list sb-1 shows what it has become\n"}) {
 		t.Errorf("%+v", got)
 	}
 }

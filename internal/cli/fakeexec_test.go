@@ -109,8 +109,13 @@ func (a *attachment) stdout(s string) { a.send(append([]byte{client.FrameStdout}
 func (a *attachment) stderr(s string) { a.send(append([]byte{client.FrameStderr}, s...)) }
 
 // exit ends the session as the server does.
-func (a *attachment) exit(code int) {
-	a.send(client.ExitFrame(code))
+func (a *attachment) exit(code int) { a.end(client.ExitFrame(code, false)) }
+
+// timeOut ends the session as the server does when its timeout has passed.
+func (a *attachment) timeOut() { a.end(client.ExitFrame(137, true)) }
+
+func (a *attachment) end(frame []byte) {
+	a.send(frame)
 	_ = a.conn.Close(websocket.StatusNormalClosure, "")
 }
 

@@ -156,6 +156,9 @@ func (f *follower) consume(ctx context.Context, stream *client.ExecStream) (code
 			}
 			f.pos.Offset = stream.Position().Offset
 		case client.EventExit:
+			if ev.TimedOut { // its exit code does not tell
+				f.app.warn("the command was killed: its timeout has passed")
+			}
 			return ev.ExitCode, output, nil
 		}
 	}
@@ -202,7 +205,7 @@ func (f *follower) abandon(ctx context.Context, cause *outputError) (int, error)
 	if !errors.Is(cause, syscall.EPIPE) {
 		return exitNoCode, cause
 	}
-	if err := f.client.KillExec(ctx, f.sandbox, f.session, int(syscall.SIGPIPE)); err != nil {
+	if _, err := f.client.KillExec(ctx, f.sandbox, f.session, int(syscall.SIGPIPE)); err != nil {
 		return exitNoCode, err
 	}
 	return 128 + int(syscall.SIGPIPE), nil
@@ -240,7 +243,7 @@ func (f *follower) forwardSignals(ctx context.Context, received <-chan os.Signal
 		wg.Go(func() {
 			bounded, cancel := context.WithTimeout(ctx, signalTime)
 			defer cancel()
-			err := f.client.KillExec(bounded, f.sandbox, f.session, int(sig))
+			_, err := f.client.KillExec(bounded, f.sandbox, f.session, int(sig))
 			if err == nil || ctx.Err() != nil {
 				return
 			}

@@ -91,13 +91,35 @@ func (p *progress) quiet(text string) {
 }
 
 // count gives what shows how far an operation over bytes that begins now has come,
-// on a terminal; a total of 0 is not known.
+// on a terminal; a total of 0 is not known. What goes back, or is at 0 still, begins
+// then: the rate is that of what is being counted, not of what came before it.
 func (p *progress) count(what string) func(done, total int64) {
 	if !p.tty {
 		return func(int64, int64) {}
 	}
-	began := time.Now()
-	return func(done, total int64) { p.quiet(countText(what, done, total, time.Since(began))) }
+	pace := pace{now: time.Now, began: time.Now()}
+	return func(done, total int64) { p.quiet(countText(what, done, total, pace.took(done))) }
+}
+
+// pace tells how long what is counted has been going on. It may be used by any
+// goroutine.
+type pace struct {
+	now func() time.Time
+
+	mu    sync.Mutex
+	began time.Time // guarded by mu
+	last  int64     // guarded by mu
+}
+
+// took is given how far it has come.
+func (p *pace) took(done int64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if done == 0 || done < p.last {
+		p.began = p.now()
+	}
+	p.last = done
+	return p.now().Sub(p.began)
 }
 
 // countText says how much of an operation is done, how fast it goes, and how

@@ -44,6 +44,10 @@ func (a *app) push(ctx context.Context, c *client.Client, sandbox, local, remote
 	if err != nil {
 		return err
 	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		return usage("for what a pipe or a device gives: oc exec SANDBOX -- tee REMOTE < LOCAL > /dev/null",
+			"%s is neither a file nor a directory", local)
+	}
 	if intoDirectory(remote) {
 		abs, err := filepath.Abs(local)
 		if err != nil {

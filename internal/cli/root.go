@@ -4,8 +4,11 @@ package cli
 
 import (
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // rootText says what oc is.
@@ -37,11 +40,57 @@ func (a *app) root(extra ...*cobra.Command) *cobra.Command {
 	inGroup(root, "checkpoints", "Checkpoints:", a.newCheckpointGroup(), a.newFork())
 	inGroup(root, "store", "The store:", a.newStoreGroup())
 	inGroup(root, "templates", "Templates:", a.newTemplateGroup())
+	checkArgs(root)
 	inGroup(root, "server", "This machine's server:", extra...)
 	inGroup(root, "client", "Client:", a.newConfigGroup(), a.newVersion())
 	root.SetHelpCommandGroupID("client")
 	root.SetCompletionCommandGroupID("client")
 	return root
+}
+
+// checkArgs refuses, in cmd and all below it, an id or a name that is empty,
+// mostly an unset variable of a script, which to the server would be another
+// route and to a delete something that is gone; and what is not UTF-8, which
+// would arrive as something else.
+func checkArgs(cmd *cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		checkArgs(sub)
+	}
+	check := cmd.Args
+	if check == nil {
+		return
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return err
+		}
+		words := strings.Fields(cmd.Use)[1:]
+		for i, arg := range args {
+			word := words[min(i, len(words)-1)]
+			switch word {
+			case "<local>", "<file>": // of this machine
+				continue
+			case "<sandbox>", "[sandbox]", "<checkpoint>", "<session>", "<name>":
+				if arg == "" {
+					return usage("", "the argument %s is empty", word)
+				}
+			}
+			if !utf8.ValidString(arg) {
+				return usage("", "the argument %q is not valid UTF-8", arg)
+			}
+		}
+		return checkFlags(cmd)
+	}
+}
+
+// checkFlags refuses values that are not UTF-8.
+func checkFlags(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if !utf8.ValidString(f.Value.String()) {
+			err = usage("", "the value of --%s is not valid UTF-8", f.Name)
+		}
+	})
+	return err
 }
 
 // inGroup adds commands under a title of the help.

@@ -49,7 +49,7 @@ func TestStorageCommands(t *testing.T) {
 		{args: "cp export cp-1 - --json", code: 1, errOut: `{"code":1,"error":"standard output cannot take both the file and JSON","hint":"leave --json out"}`},
 		{args: "cp export cp-1 /", code: 1, errOut: "Error: / is not a regular file\nTry: to write into it, use - and let the shell redirect\n"},
 		{args: "cp export cp-1 /dev/null --force", code: 1, errOut: "Error: /dev/null is not a regular file\n"},
-		{args: "cp export cp-1 /nonexistent/x", code: 1, errOut: "Error: open /nonexistent/"},
+		{args: "cp export cp-1 /nonexistent/x", code: 1, errOut: "Error: /nonexistent/x cannot be written: no such file or directory\n"},
 		{args: "cp import", code: 1, errOut: "Error: accepts 1 arg(s), received 0\n"},
 		{args: "cp import /nonexistent", code: 1, errOut: "Error: open /nonexistent: no such file or directory\n"},
 		{args: "cp import /", code: 1, errOut: "Error: / is a directory\n"},
@@ -345,9 +345,11 @@ func TestCheckpointCountsOnTerminal(t *testing.T) {
 		route, result string
 		shown         string
 	}{
-		"create": {[]string{"cp", "create", "sb-1", "--name", "x"}, "POST /api/sandboxes/sb-1/checkpoints", cpJSON, "Creating checkpoint x: 1.0 MB of 2.0 MB, "},
-		"spawn":  {[]string{"cp", "spawn", "cp-1"}, "POST /api/sandboxes/from-checkpoint/cp-1", sbJSON, "Fetching what cp-1 runs on: 1.0 MB of 2.0 MB, "},
-		"import": {[]string{"cp", "import", file}, "POST /api/checkpoints/import", cpJSON, "Storing: 1.0 MB of 2.0 MB, "},
+		"create":  {[]string{"cp", "create", "sb-1", "--name", "x"}, "POST /api/sandboxes/sb-1/checkpoints", cpJSON, "Creating checkpoint x: 1.0 MB of 2.0 MB, "},
+		"spawn":   {[]string{"cp", "spawn", "cp-1"}, "POST /api/sandboxes/from-checkpoint/cp-1", sbJSON, "Fetching what cp-1 runs on: 1.0 MB of 2.0 MB, "},
+		"convert": {[]string{"cp", "convert", "cp-1"}, "POST /api/checkpoints/cp-1/convert", cpJSON, "Converting cp-1: 1.0 MB of 2.0 MB, "},
+		"gc":      {[]string{"store", "gc"}, "POST /api/store/gc", `{"packs":1}`, "Collecting: 1.0 MB of 2.0 MB, "},
+		"import":  {[]string{"cp", "import", file}, "POST /api/checkpoints/import", cpJSON, "Storing: 1.0 MB of 2.0 MB, "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -376,6 +378,32 @@ func TestCheckpointCountsOnTerminal(t *testing.T) {
 				t.Errorf("without a terminal: %+v", got)
 			}
 		})
+	}
+}
+
+// The rate is that of what is counted, not of what came before the first byte or
+// of an earlier part.
+func TestPace(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(0, 0)
+	p := pace{now: func() time.Time { return now }, began: now}
+	for i, tc := range []struct {
+		after time.Duration
+		done  int64
+		want  time.Duration
+	}{
+		{time.Second, 3, time.Second}, // it was going on when it was first heard of
+		{time.Second, 4, 2 * time.Second},
+		{time.Second, 1, 0}, // another part
+		{time.Second, 2, time.Second},
+		{time.Second, 0, 0}, // a third, which has not got anywhere
+		{time.Hour, 0, 0},
+		{time.Second, 5, time.Second},
+	} {
+		now = now.Add(tc.after)
+		if got := p.took(tc.done); got != tc.want {
+			t.Errorf("step %d: %v, want %v", i, got, tc.want)
+		}
 	}
 }
 

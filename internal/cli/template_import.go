@@ -4,8 +4,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/spf13/cobra"
@@ -55,5 +57,34 @@ func sendFile(file string, send func(io.Reader) error) error {
 		return err
 	}
 	defer f.Close()
-	return send(f)
+	r := &localReader{r: f}
+	err = send(r)
+	if own := r.failed(); own != nil {
+		return own // not the server's, as err has it
+	}
+	return err
+}
+
+// localReader keeps the error with which reading ended.
+type localReader struct {
+	r   io.Reader
+	mu  sync.Mutex // guards err: who sends may still read when it gives up
+	err error
+}
+
+// Read reads on.
+func (l *localReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+		l.mu.Lock()
+		l.err = err
+		l.mu.Unlock()
+	}
+	return n, err
+}
+
+func (l *localReader) failed() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }

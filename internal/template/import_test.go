@@ -57,6 +57,22 @@ func testImage(t *testing.T) v1.Image {
 	return img
 }
 
+// TestImportOfNothing is told what it is: else a download that broke off at once
+// becomes a template in which no sandbox starts.
+func TestImportOfNothing(t *testing.T) {
+	b := newBuilder(t)
+	for name, content := range map[string][]byte{"empty": nil, "an archive of nothing": archiveOf(t)} {
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := b.Import(t.Context(), path, nil)
+		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "empty") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // ociDir writes images as an OCI layout.
 func ociDir(t *testing.T, images ...v1.Image) string {
 	t.Helper()

@@ -213,7 +213,11 @@ func (u *unpacker) file(name string, h *tar.Header, content io.Reader) (err erro
 	}
 	f, err := u.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err // without the name that it has for a moment
+		}
+		return fmt.Errorf("%s cannot be written: %w", u.local(name), err)
 	}
 	defer func() {
 		if err != nil {

@@ -71,11 +71,14 @@ const maxSniff = 100_000
 // rather than a root file system. It reads as far as it must to know.
 func IsImage(ctx context.Context, r io.Reader) (bool, error) {
 	tr := tar.NewReader(r)
-	for range maxSniff {
+	for i := range maxSniff {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
 		h, err := tr.Next()
+		if errors.Is(err, io.EOF) && i == 0 {
+			return false, fault.New(fault.Invalid, "the file is empty, or an archive of nothing")
+		}
 		if errors.Is(err, io.EOF) {
 			return false, nil
 		}

@@ -36,7 +36,6 @@ func TestIsImage(t *testing.T) {
 		names []string
 		want  bool
 	}{
-		{nil, false},
 		{[]string{"x"}, false},
 		{[]string{"etc/passwd", "manifest.json"}, false},
 		{[]string{"0123.json", "0123/layer.tar", "manifest.json"}, true},
@@ -47,6 +46,9 @@ func TestIsImage(t *testing.T) {
 		if err != nil || got != c.want {
 			t.Errorf("%q: %v, %v", c.names, got, err)
 		}
+	}
+	if _, err := IsImage(t.Context(), bytes.NewReader(tarOf(t))); !fault.Is(err, fault.Invalid) {
+		t.Errorf("an archive of nothing: %v", err)
 	}
 	if _, err := IsImage(t.Context(), strings.NewReader(strings.Repeat("x", 600))); !fault.Is(err, fault.Invalid) {
 		t.Errorf("no archive: %v", err)
