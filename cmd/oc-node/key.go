@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -44,6 +45,7 @@ func withMeta(cmd *cobra.Command, s *node.Settings, f func(db *meta.DB) error) e
 type keyJSON struct {
 	ID        string     `json:"id"`
 	OrgID     string     `json:"orgId"`
+	Org       string     `json:"org"` // its name, which --org takes
 	Name      string     `json:"name"`
 	Key       string     `json:"key,omitempty"` // only once
 	KeyPrefix string     `json:"keyPrefix"`
@@ -51,8 +53,8 @@ type keyJSON struct {
 	RevokedAt *time.Time `json:"revokedAt,omitempty"`
 }
 
-func toJSON(k meta.Key, plain string) keyJSON {
-	return keyJSON{ID: k.ID, OrgID: k.OrgID, Name: k.Name, Key: plain, KeyPrefix: k.Prefix, CreatedAt: k.CreatedAt, RevokedAt: k.RevokedAt}
+func toJSON(k meta.Key, org, plain string) keyJSON {
+	return keyJSON{ID: k.ID, OrgID: k.OrgID, Org: org, Name: k.Name, Key: plain, KeyPrefix: k.Prefix, CreatedAt: k.CreatedAt, RevokedAt: k.RevokedAt}
 }
 
 func printJSON(cmd *cobra.Command, v any) error {
@@ -72,7 +74,7 @@ func keyCreate(s *node.Settings) *cobra.Command {
 					return err
 				}
 				if wantsJSON(cmd) {
-					return printJSON(cmd, toJSON(k, plain))
+					return printJSON(cmd, toJSON(k, org, plain))
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%s\n", plain)
 				fmt.Fprintf(cmd.ErrOrStderr(), "Key %s of org %s; it is not shown again.\n", k.ID, org)
@@ -95,10 +97,14 @@ func keyList(s *node.Settings) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				names, err := orgNames(cmd.Context(), db)
+				if err != nil {
+					return err
+				}
 				if wantsJSON(cmd) {
 					out := make([]keyJSON, len(keys))
 					for i, k := range keys {
-						out[i] = toJSON(k, "")
+						out[i] = toJSON(k, names[k.OrgID], "")
 					}
 					return printJSON(cmd, out)
 				}
@@ -109,7 +115,7 @@ func keyList(s *node.Settings) *cobra.Command {
 					if k.RevokedAt != nil {
 						revoked = k.RevokedAt.UTC().Format(time.RFC3339)
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.OrgID, k.Name, k.Prefix, k.CreatedAt.UTC().Format(time.RFC3339), revoked)
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, names[k.OrgID], k.Name, k.Prefix, k.CreatedAt.UTC().Format(time.RFC3339), revoked)
 				}
 				return w.Flush()
 			})
@@ -119,6 +125,16 @@ func keyList(s *node.Settings) *cobra.Command {
 	return cmd
 }
 
+// orgNames gives the names of orgs by their ids.
+func orgNames(ctx context.Context, db *meta.DB) (map[string]string, error) {
+	orgs, err := db.Orgs(ctx)
+	names := make(map[string]string, len(orgs))
+	for _, o := range orgs {
+		names[o.ID] = o.Name
+	}
+	return names, err
+}
+
 func keyRevoke(s *node.Settings) *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke KEY-ID", Short: "Make a key invalid at once", Args: cobra.ExactArgs(1),
@@ -126,6 +142,9 @@ func keyRevoke(s *node.Settings) *cobra.Command {
 			return withMeta(cmd, s, func(db *meta.DB) error {
 				if err := db.RevokeKey(cmd.Context(), args[0]); err != nil {
 					return err
+				}
+				if wantsJSON(cmd) {
+					return printJSON(cmd, map[string]string{"id": args[0], "status": "revoked"})
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "Key %s revoked.\n", args[0])
 				return nil

@@ -19,7 +19,10 @@ import (
 
 func main() {
 	if runsc.Invoked(os.Args) {
-		os.Args = shape.Apply(os.Args)
+		var ours bool
+		if os.Args, ours = shape.Apply(os.Args); ours {
+			runsc.GiveHeadroom()
+		}
 		runsc.Main()
 		return
 	}

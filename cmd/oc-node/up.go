@@ -13,10 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/internal/fault"
@@ -42,17 +44,18 @@ happens if it runs already. The flags are those of oc serve; its log goes to
 server.log in the data directory.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			args := serveArgs(cmd.Flags()) // what Complete takes from elsewhere, the server finds there too
 			if err := s.Complete(cmd.Flags(), os.LookupEnv); err != nil {
 				return err
 			}
-			return up(cmd, s)
+			return up(cmd, s, args)
 		},
 	}
 	s.Bind(cmd.Flags())
 	return cmd
 }
 
-func up(cmd *cobra.Command, s node.Settings) error {
+func up(cmd *cobra.Command, s node.Settings, serve []string) error {
 	out := cmd.OutOrStdout()
 	ctx, cancel := context.WithTimeout(cmd.Context(), upTimeout)
 	defer cancel()
@@ -78,7 +81,7 @@ func up(cmd *cobra.Command, s node.Settings) error {
 	if err != nil {
 		return fmt.Errorf("opening the server's log: %w", err)
 	}
-	c := exec.Command("/proc/self/exe", append([]string{"serve"}, os.Args[2:]...)...)
+	c := exec.Command("/proc/self/exe", serve...)
 	c.Stdout, c.Stderr = logFile, logFile
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := c.Start(); err != nil {
@@ -88,7 +91,7 @@ func up(cmd *cobra.Command, s node.Settings) error {
 	go func() { exited <- c.Wait() }()
 	i, err := waitHealthy(ctx, s.DataDir, exited)
 	if err != nil {
-		return fault.Wrap(fault.Unavailable, err, "the server did not come up: %s", logSince(logFile, began)).WithHint("see %s", logPath)
+		return notUp(err, logSince(logFile, began), logPath)
 	}
 	fmt.Fprintf(out, "OpenComputer is up: %s (pid %d, data in %s)\n", i.APIURL, i.PID, i.DataDir)
 	// What the server said of its first key goes to its log; say it here too.
@@ -98,6 +101,32 @@ func up(cmd *cobra.Command, s node.Settings) error {
 		}
 	}
 	return nil
+}
+
+// serveArgs gives the command line of the server with the settings that stand on
+// the one of up.
+func serveArgs(flags *pflag.FlagSet) []string {
+	args := []string{"serve"}
+	flags.Visit(func(f *pflag.Flag) {
+		if strings.Contains(f.Usage, "(env OC_") { // one of the server's
+			args = append(args, "--"+f.Name+"="+f.Value.String())
+		}
+	})
+	return args
+}
+
+// notUp says why the server did not come up: in its own words if its log ends
+// with an error and what to try.
+func notUp(err error, logged, logPath string) error {
+	hint := "see " + logPath
+	if i := strings.LastIndex("\n"+logged, "\nError: "); i >= 0 {
+		message, try, ok := strings.Cut(strings.TrimPrefix(logged[i:], "Error: "), "\nTry: ")
+		if ok {
+			hint = strings.TrimSpace(try) + "; its log is " + logPath
+		}
+		return fault.New(fault.Unavailable, "the server did not come up: %s", strings.TrimSpace(message)).WithHint("%s", hint)
+	}
+	return fault.Wrap(fault.Unavailable, err, "the server did not come up: %s", logged).WithHint("%s", hint)
 }
 
 // answering gives the server of the data directory when it answers, or nil when
@@ -165,7 +194,7 @@ func downCommand() *cobra.Command {
 			if err := down(cmd, s); err != nil || !kill {
 				return err
 			}
-			n, err := node.Open(cmd.Context(), s, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+			n, err := node.OpenToKill(cmd.Context(), s, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
 			if err != nil {
 				return err
 			}

@@ -160,7 +160,9 @@ func (e *execSpeaker) output(stream wire.Stream, p []byte) error {
 
 func (e *execSpeaker) scrollback() error { return e.write(client.FrameScrollback, nil) }
 
-func (e *execSpeaker) exited(x wire.Exit) error { return e.so.write(client.ExitFrame(x.Code)) }
+func (e *execSpeaker) exited(x wire.Exit) error {
+	return e.so.write(client.ExitFrame(x.Code, x.TimedOut))
+}
 
 func (e *execSpeaker) lost(reason string) {
 	_ = e.write(client.FrameStderr, []byte("oc: "+reason+"\n")) // the socket closes anyway

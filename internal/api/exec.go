@@ -119,24 +119,26 @@ type killInput struct {
 
 // killExec answers with an object: a released client cannot do without a body.
 // A session that has ended is as it should be.
-func (s *Server) killExec(ctx context.Context, in *killInput) (none, error) {
+func (s *Server) killExec(ctx context.Context, in *killInput) (client.KillResult, error) {
 	sig := in.Body.Signal
 	if sig == 0 {
 		sig = defaultSignal
 	}
 	if sig < 1 || sig > 64 {
-		return none{}, fault.New(fault.Invalid, "signal must be between 1 and 64")
+		return client.KillResult{}, fault.New(fault.Invalid, "signal must be between 1 and 64")
 	}
-	return none{}, s.signal(ctx, in.ID, in.Session, sig)
+	ended, err := s.signal(ctx, in.ID, in.Session, sig)
+	return client.KillResult{Ended: ended}, err
 }
 
-// signal sends a signal to a session that may have ended.
-func (s *Server) signal(ctx context.Context, sandboxID, sessionID string, sig int) error {
-	err := s.withAgent(ctx, sandboxID, func(ctx context.Context, lease *sandbox.Lease) error {
-		return lease.Agent.Signal(ctx, sessionID, sig)
+// signal sends a signal to a session, and tells whether it had ended.
+func (s *Server) signal(ctx context.Context, sandboxID, sessionID string, sig int) (ended bool, err error) {
+	err = s.withAgent(ctx, sandboxID, func(ctx context.Context, lease *sandbox.Lease) error {
+		err := lease.Agent.Signal(ctx, sessionID, sig)
+		if ended = fault.Is(err, fault.Conflict); ended {
+			return nil
+		}
+		return err
 	})
-	if fault.Is(err, fault.Conflict) {
-		return nil
-	}
-	return err
+	return ended, err
 }

@@ -187,8 +187,8 @@ func TestExecSessions(t *testing.T) {
 	if got[client.FrameExit] != "\x00\x00\x00\x89" || code != 1000 {
 		t.Errorf("exit frame %q, close %d", got[client.FrameExit], code)
 	}
-	if err := c.KillExec(t.Context(), boxA, s1.SessionID, 15); err != nil {
-		t.Errorf("kill of an ended session: %v", err)
+	if res, err := c.KillExec(t.Context(), boxA, s1.SessionID, 15); err != nil || !res.Ended {
+		t.Errorf("kill of an ended session: %+v, %v", res, err)
 	}
 	list, err := c.ListExec(t.Context(), boxA)
 	if err != nil || len(list) != 1 || list[0].Running || list[0].ExitCode == nil || *list[0].ExitCode != 137 {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"unicode/utf8"
 
 	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/internal/agent/wire"
@@ -48,6 +49,9 @@ func checkPath(path string) error {
 	}
 	if len(path) > 4096 || slices.Contains([]byte(path), 0) {
 		return fault.New(fault.Invalid, "path is longer than 4096 bytes or has a zero byte")
+	}
+	if !utf8.ValidString(path) {
+		return fault.New(fault.Invalid, "path %q is not valid UTF-8", path)
 	}
 	return nil
 }

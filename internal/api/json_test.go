@@ -31,7 +31,7 @@ func TestJSON(t *testing.T) {
 		{"GET", "/healthz", "", 200, nil},
 		{"GET", "/readyz", "", 200, nil},
 		{"GET", "/openapi.json", "", 200, []string{`"/api/sandboxes/from-checkpoint/{checkpoint}"`, `"/api/sandboxes/{id}/files/tar"`, `"ErrorBody"`}},
-		{"GET", "/api/status", "", 200, []string{`"version":"v1"`, `"counts":{"sandboxes":1,"checkpoints":1,"templates":2}`}},
+		{"GET", "/api/status", "", 200, []string{`"version":"v1"`, `"counts":{"sandboxes":1,"checkpoints":1,"templates":2}`, `"pool":{"hits":3,"misses":1,"ready":2}`}},
 		{"GET", "/api/whoami", "", 200, []string{`"org_id":"org-a"`}},
 		{"GET", "/api/workers", "", 200, []string{`[{"workerID":"w1"`}},
 		{"GET", "/api/sessions?status=stopped&limit=1", "", 200, []string{goneA}},

@@ -70,6 +70,7 @@ func (s *Server) status(ctx context.Context, _ *none) (client.Status, error) {
 		return out, err
 	}
 	out.Counts = client.Counts{Sandboxes: len(running), Templates: len(templates)}
+	out.Pool.Hits, out.Pool.Misses, out.Pool.Ready = s.cfg.Sandboxes.PoolStats()
 	for _, n := range nodes {
 		if n.Kind == checkpoint.NodeCheckpoint {
 			out.Counts.Checkpoints++

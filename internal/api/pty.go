@@ -79,7 +79,8 @@ func (s *Server) resizePTY(ctx context.Context, in *resizeInput) (none, error) {
 
 // closePTY kills the shell; what else ran on the terminal gets its hangup.
 func (s *Server) closePTY(ctx context.Context, in *sessionInput) error {
-	return s.signal(ctx, in.ID, in.Session, defaultSignal)
+	_, err := s.signal(ctx, in.ID, in.Session, defaultSignal)
+	return err
 }
 
 // attachPTY serves a terminal's socket.

@@ -93,10 +93,13 @@ func (s *Server) checkShape(cpus, memoryMB, diskMB, timeout int) error {
 	return checkTimeout(timeout)
 }
 
-// checkTimeout refuses a negative timeout, and one whose end no clock reaches.
+// maxTimeout is the longest timeout in seconds: a year.
+const maxTimeout = 365 * 24 * 3600
+
+// checkTimeout refuses a negative timeout, and one that is too long.
 func checkTimeout(seconds int) error {
-	if seconds < 0 || seconds > 1<<31-1 {
-		return fault.New(fault.Invalid, "timeout must be 0 (never) or a number of seconds")
+	if seconds < 0 || seconds > maxTimeout {
+		return fault.New(fault.Invalid, "timeout must be from 0 (never) to %d seconds, not %d", maxTimeout, seconds)
 	}
 	return nil
 }

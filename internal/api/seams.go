@@ -20,6 +20,7 @@ type Sandboxes interface {
 	Kill(ctx context.Context, orgID, id string) error
 	SetTimeout(ctx context.Context, orgID, id string, seconds int) error
 	Acquire(ctx context.Context, orgID, id string) (*sandbox.Lease, error)
+	PoolStats() (hits, misses, ready int)
 }
 
 // Checkpoints is what the server needs of checkpoints. Package checkpoint
@@ -54,7 +55,7 @@ type Storage interface {
 	Import(ctx context.Context, orgID, name string, r io.Reader, progress func(done, total int64)) (meta.Checkpoint, error)
 	// Convert moves a checkpoint of the first format into the page store. One
 	// that is there already is no error.
-	Convert(ctx context.Context, orgID, checkpointID string) (meta.Checkpoint, error)
+	Convert(ctx context.Context, orgID, checkpointID string, progress func(done, total int64)) (meta.Checkpoint, error)
 
 	// What follows is about the whole store, whoever owns what is in it.
 
@@ -65,7 +66,7 @@ type Storage interface {
 	StoreCheck(ctx context.Context, readData bool, progress func(done, total int64)) (checkpoint.StoreReport, error)
 	// StoreRepair mends what can be mended without a guess.
 	StoreRepair(ctx context.Context, progress func(done, total int64)) (checkpoint.StoreRepaired, error)
-	// StoreGC frees what no checkpoint needs; progress tells of what was freed.
+	// StoreGC frees what no checkpoint needs; progress tells of what is freed.
 	StoreGC(ctx context.Context, dryRun bool, progress func(done, total int64)) (checkpoint.StoreSwept, error)
 }
 

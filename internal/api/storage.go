@@ -20,7 +20,7 @@ func (s *Server) storageRoutes() {
 	progressing(s, "POST /api/checkpoints/{checkpoint}/verify", "Read and check every byte of a checkpoint", http.StatusOK, s.verifyCheckpoint)
 	s.raw("GET /api/checkpoints/{checkpoint}/export", "A checkpoint as one file; it is cut off if it fails half way", http.StatusOK, s.exportCheckpoint)
 	s.raw("POST /api/checkpoints/import", "Make a checkpoint of the exported file that is the body; name= gives it another name", http.StatusCreated, s.importCheckpoint)
-	typed(s, "POST /api/checkpoints/{checkpoint}/convert", "Move a checkpoint of the first format into the page store", http.StatusOK, s.convertCheckpoint)
+	progressing(s, "POST /api/checkpoints/{checkpoint}/convert", "Move a checkpoint of the first format into the page store", http.StatusOK, s.convertCheckpoint)
 	typed(s, "GET /api/store", "How much the store holds", http.StatusOK, s.storeStats)
 	progressing(s, "POST /api/store/check", "Look for what is wrong in the store", http.StatusOK, s.checkStore)
 	progressing(s, "POST /api/store/repair", "Mend what can be mended without a guess", http.StatusOK, s.repairStore)
@@ -82,12 +82,12 @@ func (s *Server) importCheckpoint(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-func (s *Server) convertCheckpoint(ctx context.Context, in *checkpointInput) (client.Checkpoint, error) {
+func (s *Server) convertCheckpoint(ctx context.Context, in *checkpointInput, count func(done, total int64)) (client.Checkpoint, error) {
 	st, err := s.storage()
 	if err != nil {
 		return client.Checkpoint{}, err
 	}
-	cp, err := st.Convert(ctx, orgOf(ctx), in.Checkpoint)
+	cp, err := st.Convert(ctx, orgOf(ctx), in.Checkpoint, count)
 	return checkpointOut(cp), err
 }
 

@@ -96,7 +96,11 @@ func (s worldStorage) Import(_ context.Context, orgID, name string, r io.Reader,
 // An exported file whose end can be told, as that of a real store can.
 const fileBegin, fileEnd = "begin", "end"
 
-func (s worldStorage) Convert(ctx context.Context, orgID, id string) (meta.Checkpoint, error) {
+func (s worldStorage) Convert(ctx context.Context, orgID, id string, progress func(done, total int64)) (meta.Checkpoint, error) {
+	tell(progress, 6, 6)
+	if err := s.called("convert"); err != nil {
+		return meta.Checkpoint{}, err
+	}
 	return worldCheckpoints(s).Get(ctx, orgID, id)
 }
 
@@ -123,7 +127,7 @@ func (s worldStorage) StoreRepair(_ context.Context, progress func(done, total i
 }
 
 func (s worldStorage) StoreGC(_ context.Context, dryRun bool, progress func(done, total int64)) (checkpoint.StoreSwept, error) {
-	tell(progress, 2, 0)
+	tell(progress, 2, 5)
 	return checkpoint.StoreSwept{Packs: 1, Bytes: 2, Checkpoints: 3, Expired: 4, Unknown: 5}, s.called("gc %v", dryRun)
 }
 
@@ -148,11 +152,12 @@ func TestStorageReaches(t *testing.T) {
 			}
 			return err
 		}, "import a b", []client.Progress{{Done: 4}}},
+		{func() error { _, err := c.ConvertCheckpoint(ctx, cpA, count); return err }, "convert", []client.Progress{{Done: 6, Total: 6}}},
 		{func() error { _, err := c.StoreStats(ctx); return err }, "stats", nil},
 		{func() error { _, err := c.CheckStore(ctx, client.StoreCheckRequest{}, count); return err }, "check false", []client.Progress{{Done: 3, Total: 3}}},
 		{func() error { _, err := c.CheckStore(ctx, client.StoreCheckRequest{ReadData: true}, nil); return err }, "check true", nil},
 		{func() error { _, err := c.RepairStore(ctx, count); return err }, "repair", []client.Progress{{Done: 3, Total: 3}}},
-		{func() error { _, err := c.CollectStore(ctx, client.StoreGCRequest{}, count); return err }, "gc false", []client.Progress{{Done: 2}}},
+		{func() error { _, err := c.CollectStore(ctx, client.StoreGCRequest{}, count); return err }, "gc false", []client.Progress{{Done: 2, Total: 5}}},
 		{func() error { _, err := c.CollectStore(ctx, client.StoreGCRequest{DryRun: true}, nil); return err }, "gc true", nil},
 	} {
 		counts = nil

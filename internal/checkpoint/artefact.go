@@ -79,6 +79,19 @@ func (s *Service) reach(ctx context.Context, a artefact) (store.Checkpoint, stri
 	return img, dir, err
 }
 
+// reachRow is reach for a checkpoint that has a row: that the store has nothing of
+// it is damage, unless it has been deleted meanwhile.
+func (s *Service) reachRow(ctx context.Context, c meta.Checkpoint) (store.Checkpoint, string, error) {
+	img, place, err := s.reach(ctx, artefactOf(c))
+	if fault.Is(err, fault.NotFound) {
+		if _, err := s.Get(ctx, c.OrgID, c.ID); err != nil {
+			return nil, "", err
+		}
+		err = fault.New(fault.Damaged, "checkpoint %s has no data in the store", c.ID).WithHint("oc store check says what else is missing")
+	}
+	return img, place, err
+}
+
 // rests sees to it that the build and the image that a checkpoint rests on are
 // on this machine, and gives the image's file. progress, unless nil, is told of
 // what has to be fetched for that.
@@ -198,12 +211,19 @@ func (s *Service) sweep() {
 	var due time.Time // of the next audit
 	timer := time.NewTimer(sweepDelay)
 	defer timer.Stop()
+	next := time.Now().Add(sweepDelay)
+	again := func(in time.Duration) {
+		next = time.Now().Add(in)
+		timer.Reset(in)
+	}
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-s.swept:
-			timer.Reset(sweepDelay)
+			if time.Until(next) > sweepDelay { // else it comes, however much more is deleted until then
+				again(sweepDelay)
+			}
 			continue
 		case <-timer.C:
 		}
@@ -214,7 +234,7 @@ func (s *Service) sweep() {
 			return
 		case err != nil:
 			s.cfg.Log.Error("freeing space in the store failed", "error", err)
-			timer.Reset(sweepRetry)
+			again(sweepRetry)
 			continue
 		case r.Packs > 0:
 			s.cfg.Log.Info("space freed in the store", "bytes", r.Bytes, "objects", r.Packs)
@@ -222,10 +242,10 @@ func (s *Service) sweep() {
 		if audit {
 			due = time.Now().Add(auditEvery)
 		}
-		next := sweepEvery
 		if r.Pending > 0 { // somebody still reads it
-			next = sweepPending
+			again(sweepPending)
+		} else {
+			again(sweepEvery)
 		}
-		timer.Reset(next)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/opencomputer/oc/internal/agent/wire"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/killpoint"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
 	"github.com/opencomputer/oc/internal/store"
@@ -53,6 +54,7 @@ func (s *Service) captureAnd(ctx context.Context, op *sandbox.Operation, c *meta
 		return err
 	}
 	defer capt.close()
+	killpoint.Here(killpoint.CheckpointCaptured)
 	made(capt)
 	return s.keep(ctx, run.Process(), gen, capt, c, true)
 }
@@ -81,10 +83,11 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 		return err
 	}
 	req.EnginePath, _ = s.cfg.Engine.BuildFile(proc.Build) // there: an engine runs from it
-	object, m, err := s.cfg.Store.Put(ctx, req)
+	object, m, err := s.put(ctx, req)
 	if err != nil {
 		return err
 	}
+	killpoint.Here(killpoint.CheckpointStored)
 	now := time.Now()
 	c.Status, c.ReadyAt, c.SizeBytes, c.AddedBytes, c.Object = meta.CheckpointReady, &now, m.SizeBytes, m.AddedBytes, object
 	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
@@ -101,6 +104,7 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 		c.Object = ""
 		return errors.Join(err, s.discard(context.WithoutCancel(ctx), artefact{object: object}))
 	}
+	killpoint.Here(killpoint.CheckpointReady)
 	s.cfg.Log.Info("checkpoint ready", "checkpoint", c.ID, "sandbox", c.SandboxID,
 		"bytes", c.SizeBytes, "copied", capt.CopiedBytes(), "pause", capt.Pause)
 	return nil

@@ -5,11 +5,14 @@ package checkpoint_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/opencomputer/oc/internal/checkpoint"
+	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
@@ -50,6 +53,43 @@ func TestDamaged(t *testing.T) {
 	}
 	if ids := n.stored(); len(ids) != checkpoint.MaxPerSandbox || slices.Contains(ids, c.ID) {
 		t.Errorf("in the store: %v", ids)
+	}
+}
+
+// Damage is noted of the bytes that it was found in, and changes nothing else of a
+// row that was written to since it was read.
+func TestDamageIsOfWhatWasRead(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	c := n.checkpoint(t, sb.ID, "x")
+	spawn := func(meanwhile func(row *meta.Checkpoint)) meta.Checkpoint {
+		t.Helper()
+		n.Engine.Hook(func(ctx context.Context, step, _ string) error {
+			if step != sandboxtest.Restore {
+				return nil
+			}
+			row := n.row(t, c.ID)
+			meanwhile(&row)
+			if err := n.Meta.UpdateCheckpoint(ctx, &row); err != nil {
+				t.Error(err)
+			}
+			return store.Damaged(c.ID, "a segment does not match its hash")
+		})
+		defer n.Engine.Hook(nil)
+		if _, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{}); !fault.Is(err, fault.Damaged) {
+			t.Fatalf("Spawn: %v", err)
+		}
+		return n.row(t, c.ID)
+	}
+	if got := spawn(func(row *meta.Checkpoint) { row.Object = "another" }); got.Status != meta.CheckpointReady || got.Object != "another" {
+		t.Errorf("stored anew meanwhile, it is %s with the object %q", got.Status, got.Object)
+	}
+	if err := n.Meta.UpdateCheckpoint(t.Context(), &c); err != nil {
+		t.Fatal(err)
+	}
+	if got := spawn(func(row *meta.Checkpoint) { row.AddedBytes = 7 }); got.Status != meta.CheckpointDamaged || got.ErrorMsg == "" || got.AddedBytes != 7 {
+		t.Errorf("it is %s: %q, and has added %d bytes", got.Status, got.ErrorMsg, got.AddedBytes)
 	}
 }
 
@@ -106,5 +146,104 @@ func TestDamageFoundWhileLoading(t *testing.T) {
 	})
 	if got := n.row(t, second.ID); got.Status != meta.CheckpointDamaged {
 		t.Errorf("the base of a fork is %s", got.Status)
+	}
+}
+
+// Damage that a pager comes upon while there is no server, or one that did not
+// begin the restore, is noted by the server that there is then.
+func TestDamageFoundWithoutTheServer(t *testing.T) {
+	t.Parallel()
+	for name, down := range map[string]bool{"while it was down": true, "after it was replaced": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			sb := n.box(t, "s")
+			c := n.checkpoint(t, sb.ID, "x")
+			finds := make(chan struct{})
+			n.Engine.Hook(func(_ context.Context, step, _ string) error {
+				if step == sandboxtest.Load {
+					<-finds
+					return store.Damaged(c.ID, "a segment does not match its hash")
+				}
+				return nil
+			})
+			made, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			gen, err := n.Meta.Generation(t.Context(), n.sandbox(t, made[0].ID).GenerationID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			proc, err := engine.DecodeProcess(gen.Process)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.stop()
+			if down {
+				close(finds)
+				sandboxtest.Eventually(t, "the engine ends", func() bool { return !n.Engine.Alive(proc) })
+			}
+			n.start(t)
+			if !down {
+				close(finds)
+			}
+			sandboxtest.Eventually(t, "the sandbox ends in an error", func() bool { return n.sandbox(t, made[0].ID).State == meta.SandboxError })
+			if got := n.row(t, c.ID); got.Status != meta.CheckpointDamaged || !strings.Contains(n.sandbox(t, made[0].ID).Reason, "does not match its hash") {
+				t.Errorf("it is %s: %q; the sandbox says %q", got.Status, got.ErrorMsg, n.sandbox(t, made[0].ID).Reason)
+			}
+		})
+	}
+}
+
+// A checkpoint whose object is gone from the store is found by a check, also after
+// a repair has taken the object out of the way, and a sandbox's next checkpoint
+// relies on nothing of it.
+func TestObjectGone(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	other := n.checkpoint(t, sb.ID, "other")
+	c := n.checkpoint(t, sb.ID, "x")
+	path := filepath.Join(n.dir, "ckpt", c.Object)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := func(what, status string) {
+		t.Helper()
+		r, err := n.checkpoints.StoreCheck(t.Context(), true, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bad := slices.ContainsFunc(r.Problems, func(p checkpoint.StoreProblem) bool { return p.Object == c.Object && !p.Harmless })
+		if got := n.row(t, c.ID).Status; string(got) != status || bad != (got == meta.CheckpointDamaged) {
+			t.Errorf("%s: it is %s, problems: %+v", what, got, r.Problems)
+		}
+		if got := n.row(t, other.ID).Status; got != meta.CheckpointReady {
+			t.Errorf("%s: the other one is %s", what, got)
+		}
+	}
+	found("before", string(meta.CheckpointReady))
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.checkpoints.Verify(t.Context(), n.Org, c.ID, nil); !fault.Is(err, fault.Damaged) || n.row(t, c.ID).Status != meta.CheckpointDamaged {
+		t.Errorf("verified without its object: %v", err)
+	}
+	found("without its object", string(meta.CheckpointDamaged))
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found("with it", string(meta.CheckpointReady))
+	if err := os.WriteFile(path, whole[:20], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := n.checkpoints.StoreRepair(t.Context(), nil); err != nil || len(r.Done) == 0 || len(r.Remaining) == 0 {
+		t.Errorf("repair: %+v, %v", r, err)
+	}
+	found("after a repair", string(meta.CheckpointDamaged))
+	if err := n.checkpoints.Delete(t.Context(), n.Org, sb.ID, c.ID); err != nil {
+		t.Error(err)
 	}
 }

@@ -37,6 +37,7 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return meta.Checkpoint{}, nil, err
 	}
+	defer s.cfg.Sandboxes.Quiet()()
 	f := &forking{s: s, c: c, frozen: make(chan struct{}), spawned: make(chan struct{}), stored: make(chan struct{})}
 	f.store = sync.OnceFunc(func() { close(f.spawned) })
 	defer f.store()

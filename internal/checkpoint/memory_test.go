@@ -136,10 +136,10 @@ func TestCaptureIsAdmitted(t *testing.T) {
 	for name, c := range map[string]struct {
 		usageMB, availableMB, budget int64
 	}{
-		"enough":                 {200, 364, scarceBudget},
-		"not enough":             {200, 363, 0},
+		"enough":                 {200, 428, scarceBudget},
+		"not enough":             {200, 427, 0},
 		"larger than the budget": {1025, 9999, 0},
-		"just enough for disk":   {200, 164, 0},
+		"just enough for disk":   {200, 228, 0},
 	} {
 		s.engine.usage.Store(c.usageMB << 20)
 		s.set(c.availableMB)
@@ -148,10 +148,10 @@ func TestCaptureIsAdmitted(t *testing.T) {
 			t.Errorf("%s: a budget of %d", name, got)
 		}
 	}
-	s.set(163)
+	s.set(227)
 	n := len(s.engine.budgets)
 	_, err := s.checkpoints.Create(t.Context(), s.Org, sb.ID, checkpoint.CreateRequest{Name: "none"})
-	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "64 MB needed; 163 MB available") {
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "128 MB needed; 227 MB available") {
 		t.Errorf("without memory: %v", err)
 	}
 	if len(s.engine.budgets) != n {
@@ -161,7 +161,7 @@ func TestCaptureIsAdmitted(t *testing.T) {
 	// The reason is kept for who did not wait.
 	rows, err := s.checkpoints.List(t.Context(), s.Org, sb.ID)
 	if err != nil || !slices.ContainsFunc(rows, func(c meta.Checkpoint) bool {
-		return c.Status == meta.CheckpointFailed && strings.Contains(c.ErrorMsg, "163 MB available")
+		return c.Status == meta.CheckpointFailed && strings.Contains(c.ErrorMsg, "227 MB available")
 	}) {
 		t.Errorf("%+v, %v", rows, err)
 	}
@@ -182,7 +182,7 @@ func (s *scarce) create(t *testing.T, sandboxID string) <-chan error {
 func TestCapturesWaitTheirTurn(t *testing.T) {
 	t.Parallel()
 	s := newScarce(t)
-	s.engine.usage.Store(300 << 20) // and 64 MB: two fit
+	s.engine.usage.Store(300 << 20) // and 128 MB: two fit
 	reached, letGo := s.holdAt(sandboxtest.Capture)
 	var boxes []meta.Sandbox
 	for range 6 {

@@ -73,8 +73,8 @@ func TestRecovery(t *testing.T) {
 	n.stray(t, "cp-norow")
 	n.store.Close()
 	n.start(t)
-	for id, want := range map[string]meta.CheckpointStatus{good.ID: meta.CheckpointReady, lost.ID: meta.CheckpointFailed, half.ID: meta.CheckpointFailed} {
-		if got := n.row(t, id); got.Status != want || want == meta.CheckpointFailed && got.ErrorMsg == "" {
+	for id, want := range map[string]meta.CheckpointStatus{good.ID: meta.CheckpointReady, lost.ID: meta.CheckpointDamaged, half.ID: meta.CheckpointFailed} {
+		if got := n.row(t, id); got.Status != want || want != meta.CheckpointReady && got.ErrorMsg == "" {
 			t.Errorf("%s is %s (%s), want %s", got.Name, got.Status, got.ErrorMsg, want)
 		}
 	}
@@ -126,6 +126,42 @@ func TestRescue(t *testing.T) {
 	if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Name, "recovered-") {
 		t.Errorf("%+v, %v", list, err)
 	}
+}
+
+// Of what was recovered the newest three stay, and what a sandbox rests on.
+func TestRecoveredAreTrimmed(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "precious")
+	running := []string{sb.ID}
+	rescue := func() string {
+		t.Helper()
+		before := n.sandbox(t, sb.ID).GenerationID
+		n.stop()
+		if err := n.Keeper.Drop(t.Context(), before); err != nil {
+			t.Fatal(err)
+		}
+		n.start(t)
+		sandboxtest.Eventually(t, "another generation took over", func() bool { return n.sandbox(t, sb.ID).GenerationID != before })
+		n.settled(t, running...)
+		return n.sandbox(t, sb.ID).LastCheckpoint
+	}
+	first := rescue()
+	made, err := n.checkpoints.Spawn(t.Context(), n.Org, first, checkpoint.SpawnRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running = append(running, made[0].ID)
+	var later []string // newest first
+	for range 4 {
+		later = append([]string{rescue()}, later...)
+	}
+	n.keeps(t, sb.ID, append(slices.Clone(later[:3]), first)...)
+	if err := n.sandboxes.Kill(t.Context(), n.Org, made[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	running = running[:1]
+	n.keeps(t, sb.ID, rescue(), later[0], later[1])
 }
 
 func TestTree(t *testing.T) {

@@ -13,16 +13,17 @@ import (
 // rescue saves a sandbox whose engine runs but whose agent cannot be reached,
 // because everybody who held its channel died: the engine is captured without
 // the agent's help, and restored into a generation with a fresh channel. The
-// checkpoint stays, named "recovered-…".
+// checkpoint stays, named "recovered-…", as one of the newest of them.
 func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.Sandbox, gen meta.Generation) error {
 	proc, err := engine.DecodeProcess(gen.Process)
 	if err != nil {
 		return err
 	}
-	c := meta.Checkpoint{OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName("recovered"), Kind: kindFull, Automatic: true, Unverified: true, ParentID: sb.LastCheckpoint}
+	c := meta.Checkpoint{OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName(recoveredPrefix), Kind: kindFull, Automatic: true, Unverified: true, ParentID: sb.LastCheckpoint}
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return err
 	}
+	s.hurry(gen)
 	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
 	if err == nil {
 		defer capt.close()
@@ -30,6 +31,7 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 	}
 	if err != nil {
 		s.fail(ctx, &c, err)
+		s.trimRecovered(ctx, c)
 		return err
 	}
 	_, src, release, err := s.openToRestore(ctx, c, nil)
@@ -41,5 +43,9 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 	if err != nil {
 		return err
 	}
-	return op.Replace(ctx, restored, func(row *meta.Sandbox) { row.LastCheckpoint = c.ID }, nil)
+	if err := op.Replace(ctx, restored, func(row *meta.Sandbox) { row.LastCheckpoint = c.ID }, nil); err != nil {
+		return err
+	}
+	s.trimRecovered(ctx, c)
+	return nil
 }

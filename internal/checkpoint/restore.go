@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/killpoint"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
 	"github.com/opencomputer/oc/internal/store"
@@ -64,13 +65,7 @@ func (s *Service) open(ctx context.Context, c meta.Checkpoint, progress func(don
 			unlock()
 		}
 	}()
-	img, place, err := s.reach(ctx, artefactOf(c))
-	if fault.Is(err, fault.NotFound) {
-		if _, err := s.cfg.Meta.Checkpoint(ctx, c.OrgID, c.ID); err != nil { // deleted meanwhile
-			return nil, src, nil, err
-		}
-		err = fault.New(fault.Damaged, "checkpoint %s has no data in the store", c.ID).WithHint("oc store check says what else is missing")
-	}
+	img, place, err := s.reachRow(ctx, c)
 	err = s.noteDamage(ctx, c, err)
 	if err != nil {
 		return nil, src, nil, err
@@ -125,7 +120,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 	}()
 	go func() {
 		defer close(verified)
-		verified <- s.noteDamage(ctx, c, img.Verify(verifyCtx, nil))
+		verified <- s.noteDamage(ctx, c, img.Usable(verifyCtx))
 	}()
 	return s.cfg.Sandboxes.Operate(ctx, sandboxID, "restore", func(ctx context.Context, op *sandbox.Operation) error {
 		sb, err := s.cfg.Sandboxes.Get(ctx, orgID, sandboxID)
@@ -149,6 +144,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 		if err := <-verified; err != nil { // all of it, before anything is touched
 			return errors.Join(err, restored.Discard(ctx))
 		}
+		killpoint.Here(killpoint.RestoreRestored)
 		return op.Replace(ctx, restored, func(row *meta.Sandbox) {
 			row.CPUs, row.DiskMB, row.MemoryMB, row.Template = sb.CPUs, sb.DiskMB, sb.MemoryMB, c.Template
 			row.LastCheckpoint = c.ID // what its next checkpoint descends from
@@ -186,10 +182,12 @@ func (s *Service) spawn(ctx context.Context, c meta.Checkpoint, src sandbox.Sour
 	if err != nil {
 		return nil, nil, err
 	}
+	killpoint.Here(killpoint.SpawnPlanned)
 	restored, err := s.cfg.Sandboxes.Restore(ctx, src, rows)
 	if err != nil {
 		return nil, nil, errors.Join(s.noteDamage(ctx, c, err), s.cfg.Sandboxes.Unplan(ctx, rows))
 	}
+	killpoint.Here(killpoint.SpawnRestored)
 	entered, err := restored.Enter(ctx, rows)
 	if err != nil {
 		for _, sb := range entered {
@@ -197,6 +195,7 @@ func (s *Service) spawn(ctx context.Context, c meta.Checkpoint, src sandbox.Sour
 		}
 		return nil, nil, errors.Join(err, s.cfg.Sandboxes.Unplan(ctx, rows))
 	}
+	killpoint.Here(killpoint.SpawnEntered)
 	return rows, restored.Loaded(), nil
 }
 

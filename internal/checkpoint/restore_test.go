@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,6 +32,13 @@ func decode(t *testing.T, record []byte) engine.Process {
 // damage changes a byte of a stored checkpoint.
 func (n *node) damage(t *testing.T, id string) {
 	t.Helper()
+	n.damageAt(t, id, func([]byte) int { return 8 })
+}
+
+// damageAt changes a byte of the first pack of a stored checkpoint in which find
+// gives its place.
+func (n *node) damageAt(t *testing.T, id string, find func(pack []byte) int) {
+	t.Helper()
 	packs, err := filepath.Glob(filepath.Join(n.dir, "packs", n.object(t, id), "*"))
 	if err != nil {
 		t.Fatal(err)
@@ -40,10 +48,11 @@ func (n *node) damage(t *testing.T, id string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.HasPrefix(b, []byte("OCPACK2\n")) {
+		at := find(b)
+		if !bytes.HasPrefix(b, []byte("OCPACK2\n")) || at < 0 {
 			continue
 		}
-		b[8] ^= 1
+		b[at] ^= 1
 		if err := errors.Join(os.Remove(path), os.WriteFile(path, b, 0o600)); err != nil {
 			t.Fatal(err)
 		}
@@ -160,6 +169,48 @@ func TestFailedRestore(t *testing.T) {
 			n.checkpoint(t, sb.ID, "y")
 		})
 	}
+}
+
+// Damage in what an earlier checkpoint has beside what this one uses is no reason
+// not to restore it; damage in what it uses is found before anything is touched.
+func TestRestoreBesideDamage(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	const page, pages = 4096, 40
+	first := make([]byte, pages*page)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(first) // never fails
+	n.Engine.Pages = first
+	sb := n.box(t, "first")
+	a := n.checkpoint(t, sb.ID, "a")
+	if _, err := n.store.Reindex(t.Context(), nil); err != nil { // so that the next one finds its pages
+		t.Fatal(err)
+	}
+	n.Engine.Pages = append(bytes.Repeat([]byte("new!"), page/4), first[page:]...)
+	n.SetState(t, sb.ID, "second")
+	b := n.checkpoint(t, sb.ID, "b")
+	n.SetState(t, sb.ID, "third")
+
+	n.damageAt(t, a.ID, func(pack []byte) int { return bytes.Index(pack, first[:page]) })
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, b.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.GetState(t, sb.ID); got != "second" {
+		t.Errorf("its state is %q", got)
+	}
+	n.settled(t, sb.ID)
+	old := n.sandbox(t, sb.ID).GenerationID
+
+	n.damageAt(t, a.ID, func(pack []byte) int { return bytes.Index(pack, first[5*page:][:page]) })
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, b.ID); !fault.Is(err, fault.Damaged) || !strings.Contains(err.Error(), b.ID) {
+		t.Errorf("restore: %v", err)
+	}
+	if got := n.row(t, b.ID); got.Status != meta.CheckpointDamaged {
+		t.Errorf("the checkpoint is %s", got.Status)
+	}
+	if n.sandbox(t, sb.ID).GenerationID != old {
+		t.Error("the sandbox is not as it was")
+	}
+	n.settled(t, sb.ID)
 }
 
 // A replacement that cannot go on after the switch is an error that is told,

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -19,11 +18,10 @@ import (
 const (
 	// savedPrefix begins the names of checkpoints of what a restore replaced.
 	savedPrefix = "before-restore"
-	// savedKept is how many of them a sandbox keeps.
-	savedKept = 3
-	// wellTimeout is how long an agent may take to answer before its sandbox
-	// is saved without it.
-	wellTimeout = 2 * time.Second
+	// recoveredPrefix begins those of what had lost its agent's channel.
+	recoveredPrefix = "recovered"
+	// automaticKept is how many of either a sandbox keeps.
+	automaticKept = 3
 )
 
 // Saved is what became of the state that a restore replaced.
@@ -79,7 +77,7 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 	}
 	c := meta.Checkpoint{
 		OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName(savedPrefix), Kind: kindFull, Automatic: true,
-		ParentID: sb.LastCheckpoint, Unverified: !well(ctx, old),
+		ParentID: sb.LastCheckpoint, Unverified: !old.Well,
 	}
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return nil, nil, err
@@ -89,7 +87,7 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 	v.room = room{} // the capture's from here on
 	capt, held, err := s.freezeHeld(ctx, old.Process, old.Generation, c.ParentID, r, sandbox.HoldLimit)
 	if err != nil {
-		s.fail(ctx, &c, err)
+		s.failSaved(ctx, &c, err)
 		return nil, nil, fault.Wrap(fault.Unavailable, err, "the present state of sandbox %s cannot be saved: %s", sb.ID, reason(err)).
 			WithHint("restore with --no-save to lose it")
 	}
@@ -99,18 +97,20 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 		v.saved = Saved{Checkpoint: &c}
 		switch {
 		case err != nil:
-			s.fail(ctx, &c, err)
+			s.failSaved(ctx, &c, err)
 			v.saved.Note = fmt.Sprintf("the state before the restore could not be stored: %s", reason(err))
 			return nil // the restore itself has happened
 		case c.Unverified:
 			v.saved.Note = "the sandbox's agent did not answer: its state was saved unverified"
 		}
-		s.trimSaved(ctx, c)
+		// Not in the restore: what it restores from cannot be deleted before its end,
+		// and may be what has to go.
+		s.wg.Go(func() { s.trimSaved(ctx, c) })
 		return nil
 	}
 	return thawing{held, func() {
 		capt.close()
-		s.fail(ctx, &c, errors.New("the restore that it was made for did not take place"))
+		s.failSaved(ctx, &c, errors.New("the restore that it was made for did not take place"))
 	}}, store, nil
 }
 
@@ -128,30 +128,71 @@ func (t thawing) Thaw(ctx context.Context) error {
 	return err
 }
 
-// well tells whether the sandbox's agent answers.
-func well(ctx context.Context, old sandbox.Replaced) bool {
-	if old.Agent == nil {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, wellTimeout)
-	defer cancel()
-	_, err := old.Agent.Sessions(ctx)
-	return err == nil
+// failSaved fails a state that was to be saved, in the place of an older one that did.
+func (s *Service) failSaved(ctx context.Context, c *meta.Checkpoint, err error) {
+	s.fail(ctx, c, err)
+	row := *c
+	s.wg.Go(func() { s.trimSaved(s.ctx, row) })
 }
 
-// trimSaved deletes the sandbox's oldest saved states beyond savedKept.
+// trimSaved deletes the sandbox's saved states beyond the newest.
 func (s *Service) trimSaved(ctx context.Context, c meta.Checkpoint) {
+	s.trimAutomatic(ctx, c, savedPrefix, nil)
+}
+
+// trimRecovered is trimSaved for what was recovered, which no restore that is
+// asked for takes the place of: one that somebody uses stays until a later trim.
+func (s *Service) trimRecovered(ctx context.Context, c meta.Checkpoint) {
+	used, err := s.restedOn(ctx)
+	if err != nil {
+		s.cfg.Log.Error("trimming automatic checkpoints", "sandbox", c.SandboxID, "error", err)
+		return
+	}
+	s.trimAutomatic(ctx, c, recoveredPrefix, func(id string) bool { return used[id] || s.locks.held(id) })
+}
+
+// restedOn gives the checkpoints that a running sandbox descends from, or that a
+// generation loads or has loaded from.
+func (s *Service) restedOn(ctx context.Context) (map[string]bool, error) {
+	ids := map[string]bool{}
+	gens, err := s.cfg.Meta.Generations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range gens {
+		ids[g.Checkpoint] = true
+	}
+	sandboxes, err := s.cfg.Meta.SandboxesAnyOrg(ctx, meta.SandboxRunning)
+	for _, sb := range sandboxes {
+		ids[sb.LastCheckpoint] = true
+	}
+	return ids, err
+}
+
+// trimAutomatic deletes the sandbox's automatic checkpoints of the prefix that are
+// older than the newest automaticKept which can be restored, but not those that
+// spare, unless nil, is true for. One that failed takes no good one's place, and of
+// those no more are kept.
+func (s *Service) trimAutomatic(ctx context.Context, c meta.Checkpoint, prefix string, spare func(id string) bool) {
 	rows, err := s.cfg.Meta.Checkpoints(ctx, c.OrgID, c.SandboxID)
 	if err != nil {
-		s.cfg.Log.Error("trimming saved states", "sandbox", c.SandboxID, "error", err)
+		s.cfg.Log.Error("trimming automatic checkpoints", "sandbox", c.SandboxID, "error", err)
 		return
 	}
 	rows = slices.DeleteFunc(rows, func(r meta.Checkpoint) bool {
-		return !r.Automatic || r.Status == meta.CheckpointProcessing || !strings.HasPrefix(r.Name, savedPrefix+"-")
+		return !r.Automatic || r.Status == meta.CheckpointProcessing || !strings.HasPrefix(r.Name, prefix+"-")
 	})
-	for _, old := range rows[min(savedKept, len(rows)):] { // newest first
+	kept := map[bool]int{}     // good ones and others
+	for _, old := range rows { // newest first
+		good := old.Status == meta.CheckpointReady
+		if kept[good]++; kept[good] <= automaticKept && (good || kept[true] < automaticKept) {
+			continue
+		}
+		if spare != nil && spare(old.ID) {
+			continue
+		}
 		if err := s.Delete(ctx, c.OrgID, c.SandboxID, old.ID); err != nil {
-			s.cfg.Log.Error("trimming saved states", "checkpoint", old.ID, "error", err)
+			s.cfg.Log.Error("trimming automatic checkpoints", "checkpoint", old.ID, "error", err)
 		}
 	}
 }
@@ -170,13 +211,14 @@ func (s *Service) saveUnsaved(ctx context.Context, sb meta.Sandbox, gen meta.Gen
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return err
 	}
+	s.hurry(gen)
 	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
 	if err == nil {
 		defer capt.close()
 		err = s.keep(ctx, proc, gen, capt, &c, false)
 	}
 	if err != nil {
-		s.fail(ctx, &c, err)
+		s.failSaved(ctx, &c, err)
 		return err
 	}
 	s.trimSaved(ctx, c)

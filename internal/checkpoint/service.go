@@ -18,6 +18,7 @@ import (
 	"github.com/opencomputer/oc/internal/admission"
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
+	"github.com/opencomputer/oc/internal/killpoint"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
 	"github.com/opencomputer/oc/internal/store"
@@ -110,9 +111,14 @@ func (s *Service) Start(ctx context.Context) error {
 			}
 		case meta.CheckpointReady:
 			keep[artefactOf(c)] = true
-			if _, ok := stored[artefactOf(c)]; !ok {
-				s.fail(ctx, &c, errors.New("its data is missing from the store"))
+			if _, ok := stored[artefactOf(c)]; ok {
+				continue
 			}
+			// It may come back: the store may be another one by mistake, or not mounted.
+			if _, err := s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointDamaged, "its data is missing from the store"); err != nil {
+				return err
+			}
+			s.cfg.Log.Error("a checkpoint's data is missing from the store", "checkpoint", c.ID)
 		case meta.CheckpointDamaged: // what is left of it may be repaired
 			keep[artefactOf(c)] = true
 		}
@@ -154,6 +160,7 @@ func (s *Service) Create(ctx context.Context, orgID, sandboxID string, req Creat
 	if err := s.insert(ctx, &c, sb, limit); err != nil {
 		return meta.Checkpoint{}, err
 	}
+	killpoint.Here(killpoint.CheckpointRow)
 	done := make(chan error, 1)
 	s.wg.Go(func() {
 		err := s.make(s.ctx, &c, req.Progress)
@@ -316,6 +323,7 @@ func (s *Service) Delete(ctx context.Context, orgID, sandboxID, id string) error
 	if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil {
 		return err
 	}
+	killpoint.Here(killpoint.DeleteMarked)
 	return s.remove(ctx, c)
 }
 
@@ -326,6 +334,7 @@ func (s *Service) remove(ctx context.Context, c meta.Checkpoint) error {
 	if err := s.discard(ctx, artefactOf(c)); err != nil {
 		return err
 	}
+	killpoint.Here(killpoint.DeleteDiscarded)
 	return s.cfg.Meta.DeleteCheckpointRow(ctx, c.ID)
 }
 
@@ -361,6 +370,13 @@ func (l *locks) put(id string, k *rwlock) {
 	if k.users--; k.users == 0 {
 		delete(l.m, id)
 	}
+}
+
+// held tells whether anybody has or waits for the lock of an id.
+func (l *locks) held(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.m[id] != nil
 }
 
 func (l *locks) lock(id string) (unlock func()) {

@@ -21,14 +21,14 @@ func (s *Service) Verify(ctx context.Context, orgID, id string, progress func(do
 	if err != nil {
 		return err
 	}
-	img, _, err := s.reach(ctx, artefactOf(c))
+	img, _, err := s.reachRow(ctx, c)
 	if err == nil {
 		defer img.Close()
 		err = img.Verify(ctx, progress)
 	}
 	if err == nil && c.Status == meta.CheckpointDamaged {
-		c.Status, c.ErrorMsg = meta.CheckpointReady, ""
-		return s.cfg.Meta.UpdateCheckpoint(ctx, &c)
+		_, err := s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointReady, "")
+		return err
 	}
 	return s.noteDamage(ctx, c, err)
 }
@@ -49,8 +49,7 @@ func (s *Service) noteDamage(ctx context.Context, c meta.Checkpoint, err error) 
 		err = fault.Wrap(fault.Damaged, err, "checkpoint %s is damaged: its object in the store is", c.ID).WithHint("%s", f.Hint)
 	}
 	if fault.Is(err, fault.Damaged) && c.Status == meta.CheckpointReady {
-		c.Status, c.ErrorMsg = meta.CheckpointDamaged, fault.As(err).Message
-		if e := s.cfg.Meta.UpdateCheckpoint(context.WithoutCancel(ctx), &c); e != nil {
+		if _, e := s.cfg.Meta.JudgeCheckpoint(context.WithoutCancel(ctx), c, meta.CheckpointDamaged, fault.As(err).Message); e != nil {
 			s.cfg.Log.Error("recording a damaged checkpoint", "checkpoint", c.ID, "error", e)
 		}
 	}
@@ -118,21 +117,55 @@ func (s *Service) noteReport(ctx context.Context, r *store.CheckReport, readData
 	}
 	for _, c := range rows {
 		what, bad := damaged[c.Object]
+		if lost, err := s.lost(ctx, c, r); err != nil {
+			return err
+		} else if lost {
+			what, bad = "its object in the store is missing", true
+			r.Problems = append(r.Problems, store.Problem{Checkpoint: c.ID, Object: c.Object, Key: refs.Prefix + c.Object, What: "it is missing"})
+		}
 		switch {
 		case c.Object == "":
-			continue
 		case bad && c.Status == meta.CheckpointReady:
-			c.Status, c.ErrorMsg = meta.CheckpointDamaged, what
+			_, err = s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointDamaged, what)
 		case !bad && readData && c.Status == meta.CheckpointDamaged:
-			c.Status, c.ErrorMsg = meta.CheckpointReady, ""
-		default:
-			continue
+			_, err = s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointReady, "")
 		}
-		if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil && !fault.Is(err, fault.NotFound) {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// lost tells whether a checkpoint's object is gone from the store, though nobody
+// has deleted the checkpoint.
+func (s *Service) lost(ctx context.Context, c meta.Checkpoint, r *store.CheckReport) (bool, error) {
+	if c.Object == "" || r.Objects[c.Object] {
+		return false, nil
+	}
+	there, err := s.cfg.Store.Has(ctx, c.Object) // it may be newer than the check
+	if err != nil || there {
+		return false, err
+	}
+	now, err := s.cfg.Meta.CheckpointAnyOrg(ctx, c.ID) // or deleted since
+	if fault.Is(err, fault.NotFound) {
+		return false, nil
+	}
+	return err == nil && (now.Status == meta.CheckpointReady || now.Status == meta.CheckpointDamaged), err
+}
+
+// put stores a capture, relying on nothing of what is known to be damaged.
+func (s *Service) put(ctx context.Context, req store.PutRequest) (object string, m *store.Manifest, err error) {
+	rows, err := s.cfg.Meta.CheckpointsAnyOrg(ctx, meta.CheckpointDamaged)
+	if err != nil {
+		return "", nil, err
+	}
+	for _, c := range rows {
+		if c.Object != "" {
+			req.Distrust = append(req.Distrust, c.Object)
+		}
+	}
+	return s.cfg.Store.Put(ctx, req)
 }
 
 // StoreRepair mends what can be mended without a guess.
@@ -149,27 +182,31 @@ func (s *Service) StoreRepair(ctx context.Context, progress func(done, total int
 func (s *Service) StoreGC(ctx context.Context, dryRun bool, progress func(done, total int64)) (StoreSwept, error) {
 	r, err := s.cfg.Store.Sweep(ctx, refs.Options{DryRun: dryRun, Audit: true, Progress: func(r refs.Report) {
 		if progress != nil {
-			progress(r.Bytes, 0)
+			progress(r.Bytes, r.Total)
 		}
 	}})
 	return StoreSwept{Packs: r.Packs, Bytes: r.Bytes, Checkpoints: r.Removed, Expired: r.Revoked, Unknown: r.Unknown}, err
 }
 
 // Convert writes a checkpoint of the first format into the page store, and
-// removes its directory. One that is there already is left as it is.
-func (s *Service) Convert(ctx context.Context, orgID, id string) (meta.Checkpoint, error) {
+// removes its directory. One that is there already is left as it is. progress (may
+// be nil) is told of what is stored.
+func (s *Service) Convert(ctx context.Context, orgID, id string, progress func(done, total int64)) (meta.Checkpoint, error) {
 	c, err := s.whole(ctx, orgID, id)
 	if err != nil || c.Object != "" {
 		return c, err
 	}
 	unlock := s.locks.lock(c.ID)
 	defer unlock()
+	if c, err = s.whole(ctx, orgID, id); err != nil || c.Object != "" { // converted meanwhile, or deleted
+		return c, err
+	}
 	img, _, err := s.reach(ctx, artefactOf(c))
 	if err != nil {
 		return c, s.noteDamage(ctx, c, err)
 	}
 	defer img.Close()
-	object, m, err := s.putAgain(ctx, c, img)
+	object, m, err := s.putAgain(ctx, c, img, progress)
 	if err != nil {
 		return c, s.noteDamage(ctx, c, err)
 	}
@@ -182,10 +219,10 @@ func (s *Service) Convert(ctx context.Context, orgID, id string) (meta.Checkpoin
 }
 
 // putAgain stores what an opened checkpoint has as a new object.
-func (s *Service) putAgain(ctx context.Context, c meta.Checkpoint, img store.Checkpoint) (string, *store.Manifest, error) {
+func (s *Service) putAgain(ctx context.Context, c meta.Checkpoint, img store.Checkpoint, progress func(done, total int64)) (string, *store.Manifest, error) {
 	m := *img.Manifest()
 	m.Org, m.Name = c.OrgID, c.Name
-	req := store.PutRequest{Manifest: m, Capture: store.CaptureOf(img)}
+	req := store.PutRequest{Manifest: m, Capture: store.CaptureOf(img), Progress: progress}
 	var ok bool
 	if req.EnginePath, ok = s.cfg.Engine.BuildFile(m.Build); !ok {
 		return "", nil, fault.New(fault.Invalid, "the oc build %.12s, whose engine wrote checkpoint %s, is not on this machine", m.Build, c.ID)
@@ -194,5 +231,5 @@ func (s *Service) putAgain(ctx context.Context, c meta.Checkpoint, img store.Che
 	if req.ImagePath, err = s.cfg.Images.Path(ctx, m.ImageHash); err != nil {
 		return "", nil, err
 	}
-	return s.cfg.Store.Put(ctx, req)
+	return s.put(ctx, req)
 }

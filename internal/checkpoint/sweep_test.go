@@ -20,37 +20,12 @@ import (
 // though nobody deletes anything; what a living one is writing is not.
 func TestExpiredClaimsAreFreed(t *testing.T) {
 	t.Parallel()
-	where := store.Config{Dir: t.TempDir(), State: t.TempDir()}
-	synctest.Test(t, func(t *testing.T) {
-		b, err := dir.Open(where.Dir, durable.Disk{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		begin := func() (w *refs.Writer, pack string) {
-			w, err := refs.New(b, refs.Config{}).Begin(t.Context(), nil, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if pack, err = w.NewPack(); err == nil {
-				err = w.Put(t.Context(), pack, []byte("pages"))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			return w, pack
-		}
-		living, kept := begin()
-		dead, lost := begin()
+	inStore(t, func(t *testing.T, where store.Config, b bucket.Bucket) {
+		living, kept := written(t, b)
+		dead, lost := written(t, b)
 		killed(t, b, dead, lost)
-
-		st, err := store.Open(t.Context(), where, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer st.Close()
-		s := &Service{cfg: Config{Store: st, Log: slog.New(slog.DiscardHandler)}, tidy: time.NewTimer(0), swept: make(chan struct{}, 1)}
-		s.ctx, s.cancel = context.WithCancel(t.Context())
-		s.wg.Go(s.sweep)
+		s := sweeping(t, where)
+		defer s.cfg.Store.Close()
 		defer s.Close()
 
 		time.Sleep(refs.DefaultTTL - time.Second)
@@ -69,6 +44,68 @@ func TestExpiredClaimsAreFreed(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// However often something is deleted, what is free already is freed.
+func TestSweepComesWhileMuchIsDeleted(t *testing.T) {
+	t.Parallel()
+	inStore(t, func(t *testing.T, where store.Config, b bucket.Bucket) {
+		dead, lost := written(t, b)
+		killed(t, b, dead, lost)
+		s := sweeping(t, where)
+		defer s.cfg.Store.Close()
+		defer s.Close()
+		time.Sleep(refs.DefaultTTL + time.Second)
+		for range 10 {
+			s.kick()
+			time.Sleep(sweepDelay / 2)
+		}
+		if exists(t, b, lost) {
+			t.Error("nothing is freed while more is deleted")
+		}
+	})
+}
+
+// inStore runs a test in a bubble, with an empty store's directory.
+func inStore(t *testing.T, test func(*testing.T, store.Config, bucket.Bucket)) {
+	t.Helper()
+	where := store.Config{Dir: t.TempDir(), State: t.TempDir()}
+	synctest.Test(t, func(t *testing.T) {
+		b, err := dir.Open(where.Dir, durable.Disk{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		test(t, where, b)
+	})
+}
+
+// written is a writer that has put a pack.
+func written(t *testing.T, b bucket.Bucket) (w *refs.Writer, pack string) {
+	t.Helper()
+	w, err := refs.New(b, refs.Config{}).Begin(t.Context(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pack, err = w.NewPack(); err == nil {
+		err = w.Put(t.Context(), pack, []byte("pages"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, pack
+}
+
+// sweeping is a service that only sweeps a store.
+func sweeping(t *testing.T, where store.Config) *Service {
+	t.Helper()
+	st, err := store.Open(t.Context(), where, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Service{cfg: Config{Store: st, Log: slog.New(slog.DiscardHandler)}, tidy: time.NewTimer(0), swept: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancel(t.Context())
+	s.wg.Go(s.sweep)
+	return s
 }
 
 // killed leaves of a writer what its death would: the claim, that nobody renews,

@@ -175,7 +175,7 @@ func (s *Service) storeImport(ctx context.Context, c *meta.Checkpoint, p *parcel
 	if req.Capture, err = received(got); err != nil {
 		return err
 	}
-	object, stored, err := s.cfg.Store.Put(ctx, req)
+	object, stored, err := s.put(ctx, req)
 	if err != nil {
 		return err
 	}

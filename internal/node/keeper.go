@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,8 @@ type keeperLink struct {
 	socket string
 	start  func(context.Context) error
 
+	lost atomic.Bool // the present keeper may lack what one that died held
+
 	mu sync.Mutex
 	c  *keeper.Client
 }
@@ -29,18 +32,20 @@ type keeperLink struct {
 func (k *keeperLink) watch(ctx context.Context, refill func(context.Context) error, log *slog.Logger) {
 	for ctx.Err() == nil {
 		c, err := k.client(ctx)
+		if err == nil && k.lost.Swap(false) {
+			if err = refill(ctx); err != nil {
+				k.lost.Store(true)
+			}
+		}
 		if err == nil {
 			select {
 			case <-c.Done():
+				log.Error("the keeper died; starting another")
 			case <-ctx.Done():
-				return
 			}
-			log.Error("the keeper died; starting another")
-			if _, err = k.client(ctx); err == nil {
-				err = refill(ctx)
-			}
+			continue
 		}
-		if err != nil && ctx.Err() == nil {
+		if ctx.Err() == nil {
 			log.Error("the keeper cannot be replaced; trying again", "error", err)
 			select {
 			case <-time.After(keeperRetry):
@@ -63,6 +68,7 @@ func (k *keeperLink) client(ctx context.Context) (*keeper.Client, error) {
 		case <-k.c.Done():
 			k.c.Close()
 			k.c = nil
+			k.lost.Store(true)
 		default:
 			return k.c, nil
 		}

@@ -49,8 +49,9 @@ type Node struct {
 	keeper      *keeperLink
 	store       *store.Store
 	catalog     *catalog.Catalog
+	ledger      *admission.Ledger
 	sandboxes   *sandbox.Service
-	checkpoints *checkpoint.Service
+	checkpoints *checkpoint.Service // nil without the store
 	limits      sandbox.Limits
 }
 
@@ -59,7 +60,21 @@ const KeeperCommand = "keeper"
 
 // Open locks the data directory and opens what is in it. Nothing is changed
 // there yet, and nothing runs.
-func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error) {
+func Open(ctx context.Context, s Settings, log *slog.Logger) (*Node, error) {
+	n, err := OpenToKill(ctx, s, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.openCheckpoints(ctx, s); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// OpenToKill is Open without the store, which may not answer, or be gone for good:
+// of the node only KillAll and Close may be called.
+func OpenToKill(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error) {
 	if os.Geteuid() != 0 {
 		return nil, fault.New(fault.Invalid, "the server must run as root").WithHint("sudo oc serve")
 	}
@@ -89,23 +104,12 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	if err != nil {
 		return nil, err
 	}
-	legacy, err := v1.OpenDir(n.places.in("checkpoints"))
-	if err != nil {
-		return nil, err
-	}
-	where, err := storeConfig(s, n.places)
-	if err != nil {
-		return nil, err
-	}
-	if n.store, err = store.Open(ctx, where, log); err != nil {
-		return nil, err
-	}
 	memory, err := n.engine.Memory()()
 	if err != nil {
 		return nil, err
 	}
 	n.limits = sandbox.DefaultLimits(memory.Total)
-	ledger := admission.New(n.engine.Memory(), memory.Reserve(int64(s.MemoryReserveMB)<<20))
+	n.ledger = admission.New(n.engine.Memory(), memory.Reserve(int64(s.MemoryReserveMB)<<20))
 	if err := os.RemoveAll(n.places.in("uploads")); err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
@@ -115,18 +119,34 @@ func Open(ctx context.Context, s Settings, log *slog.Logger) (_ *Node, err error
 	n.keeper = &keeperLink{socket: n.places.keeperSocket(), start: n.startKeeper}
 	n.catalog = catalog.New(n.meta, builder, agent, n.places.in("uploads"), log)
 	n.sandboxes = sandbox.New(sandbox.Config{
-		Meta: n.meta, Engine: n.engine, Keeper: n.keeper, Images: n.catalog, Limits: n.limits, Memory: ledger,
+		Meta: n.meta, Engine: n.engine, Keeper: n.keeper, Images: n.catalog, Limits: n.limits, Memory: n.ledger,
 		PoolSize: s.Pool, Log: log,
 	})
+	return n, nil
+}
+
+// openCheckpoints opens the store and what is about it.
+func (n *Node) openCheckpoints(ctx context.Context, s Settings) error {
+	legacy, err := v1.OpenDir(n.places.in("checkpoints"))
+	if err != nil {
+		return err
+	}
+	where, err := storeConfig(s, n.places)
+	if err != nil {
+		return err
+	}
+	if n.store, err = store.Open(ctx, where, n.log); err != nil {
+		return err
+	}
 	budget := int64(s.CaptureBudgetMB) << 20
 	if budget == 0 {
 		budget = int64(n.limits.MaxMemoryMB) << 20 / 4
 	}
 	n.checkpoints = checkpoint.New(checkpoint.Config{
-		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: n.store, Legacy: legacy, Memory: ledger, Budget: budget,
-		Spool: n.places.in("uploads"), DataFree: func() (int64, error) { return freeSpace(n.places.data) }, Log: log,
+		Meta: n.meta, Sandboxes: n.sandboxes, Engine: n.engine, Images: n.catalog, Store: n.store, Legacy: legacy, Memory: n.ledger, Budget: budget,
+		Spool: n.places.in("uploads"), DataFree: func() (int64, error) { return freeSpace(n.places.data) }, Log: n.log,
 	})
-	return n, nil
+	return nil
 }
 
 // KeepBuild makes sure that a data directory has a copy of the running build, and
@@ -234,7 +254,9 @@ func (n *Node) shutdown(server *api.Server, web *http.Server) error {
 
 // Close ends the node; sandboxes run on.
 func (n *Node) Close() {
-	n.checkpoints.Close()
+	if n.checkpoints != nil {
+		n.checkpoints.Close()
+	}
 	n.sandboxes.Close()
 	n.close()
 }
