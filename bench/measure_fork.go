@@ -17,7 +17,9 @@ type forks struct{ took, limit sample }
 // fork: from the call to the first answer of the clone, beside the pause that
 // was seen in the source and one and a half of a spawn of an idle sandbox. The
 // fork of memory that was never captured is told apart from later ones, before
-// each of which 1 % of it is made anew.
+// each of which 1 % of it is made anew. The pause of a later one is that of the
+// fork before it: who ticks each millisecond to see it goes on in the clone, and
+// the two take most of a CPU, which the spawn that is compared with has.
 func (b *bench) fork(ctx context.Context, sc *scene) (err error) {
 	idler, err := newBox(ctx, b.ours, idle)
 	if err != nil {
@@ -50,51 +52,69 @@ func (b *bench) forkRun(ctx context.Context, w workload, small image, first, lat
 	if err != nil {
 		return err
 	}
-	to, last := first, image{}
-	for range 1 + laterOnes {
-		if last.id != "" {
-			if _, err := b.ours.Ask(ctx, source, "change", "1"); err != nil {
-				return err
-			}
-		}
-		now, err := to.add(ctx, b.ours, source, small)
-		if err != nil {
+	pause, took, last, err := forkOnce(ctx, b.ours, source, image{}, true)
+	if err != nil {
+		return err
+	}
+	spawned, err := idleSpawn(ctx, b.ours, small)
+	if err != nil {
+		return err
+	}
+	first.add(took, pause, spawned)
+	for range laterOnes {
+		if pause, _, last, err = forkOnce(ctx, b.ours, source, last, true); err != nil {
 			return err
 		}
-		if last.id != "" {
-			if err := b.ours.Forget(ctx, last); err != nil {
-				return err
-			}
+		if spawned, err = idleSpawn(ctx, b.ours, small); err != nil {
+			return err
 		}
-		to, last = later, now
+		if _, took, last, err = forkOnce(ctx, b.ours, source, last, false); err != nil {
+			return err
+		}
+		later.add(took, pause, spawned)
 	}
 	return errors.Join(b.ours.Kill(ctx, source), b.ours.Forget(ctx, last))
 }
 
-// add spawns the idle sandbox, forks the source, and waits for the checkpoint.
-func (f *forks) add(ctx context.Context, o *ours, source box, small image) (image, error) {
-	spawned, err := timed(func() error {
-		made, err := o.Spawn(ctx, small, 1)
-		return errors.Join(err, o.Kill(ctx, made...))
-	})
-	if err != nil {
-		return image{}, err
-	}
-	var clone box
-	var img image
-	var took time.Duration
-	pause, err := ticks(ctx, o, source, func() (err error) {
-		took, err = timed(func() (err error) { clone, img, err = o.Fork(ctx, source); return err })
-		return err
-	})
-	if err != nil {
-		return image{}, err
-	}
+func (f *forks) add(took, pause, spawned time.Duration) {
 	f.took.addTime(took)
 	f.limit.addTime(pause + time.Duration(idleSpawns*float64(spawned)))
-	if err := o.Kill(ctx, clone); err != nil {
-		return image{}, err
+}
+
+// idleSpawn is the time of a spawn of the idle sandbox to its first answer.
+func idleSpawn(ctx context.Context, o *ours, small image) (time.Duration, error) {
+	var made []box
+	took, err := timed(func() (err error) { made, err = o.Spawn(ctx, small, 1); return err })
+	return took, errors.Join(err, o.Kill(ctx, made...))
+}
+
+// forkOnce forks the source, of which 1 % is made anew where it was captured before,
+// with a ticker in it that sees the pause or without, and waits for the checkpoint,
+// in the place of the one before.
+func forkOnce(ctx context.Context, o *ours, source box, last image, ticking bool) (pause, took time.Duration, img image, err error) {
+	if last.id != "" {
+		if _, err := o.Ask(ctx, source, "change", "1"); err != nil {
+			return 0, 0, img, err
+		}
 	}
-	_, err = o.server.client.WaitCheckpoint(ctx, img.id)
-	return img, err
+	var clone box
+	fork := func() (err error) {
+		took, err = timed(func() (err error) { clone, img, err = o.Fork(ctx, source); return err })
+		return err
+	}
+	if ticking {
+		pause, err = ticks(ctx, o, source, fork)
+	} else {
+		err = fork()
+	}
+	if err == nil {
+		err = o.Kill(ctx, clone)
+	}
+	if err == nil {
+		_, err = o.server.client.WaitCheckpoint(ctx, img.id)
+	}
+	if err == nil && last.id != "" {
+		err = o.Forget(ctx, last)
+	}
+	return pause, took, img, err
 }

@@ -43,6 +43,7 @@ type bucketWorld struct {
 	link   *buckettest.Proxy
 	bucket *s3.Bucket // not by the link
 	box    string     // the sandbox
+	seed   uint64
 
 	mu     sync.Mutex
 	sum    string            // of what the sandbox holds
@@ -53,6 +54,7 @@ type bucketWorld struct {
 
 func newBucketWorld(t *testing.T) *bucketWorld {
 	t.Helper()
+	seed := seeded(t)
 	server := buckettest.StartS3(t)
 	link := buckettest.StartProxy(t, server.Endpoint())
 	c := server.Config()
@@ -63,9 +65,9 @@ func newBucketWorld(t *testing.T) *bucketWorld {
 	}
 	t.Cleanup(b.Close)
 	w := &bucketWorld{
-		world: newWorld(t, seeded(t), harness.Settings{"store": c.URL, "store-endpoint": link.URL(), "pool": 0},
+		world: newWorld(t, choices(seed, setUp), harness.Settings{"store": c.URL, "store-endpoint": link.URL(), "pool": 0},
 			"AWS_ACCESS_KEY_ID="+c.AccessKey, "AWS_SECRET_ACCESS_KEY="+c.SecretKey, "AWS_EC2_METADATA_DISABLED=true"),
-		link: link, bucket: b, sums: map[string]string{}, unsure: map[string]string{},
+		link: link, bucket: b, seed: seed, sums: map[string]string{}, unsure: map[string]string{},
 	}
 	t.Cleanup(func() { link.SetLink(buckettest.Link{}) }) // before the server is closed
 	sb, err := w.api().CreateSandbox(t.Context(), client.CreateSandboxRequest{TemplateID: "small", MemoryMB: 256}, nil)
@@ -90,6 +92,7 @@ func TestKilledWhileUsingABucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range rounds {
+		w.rnd = choices(w.seed, i)
 		t.Run(fmt.Sprintf("round %d", i), func(t *testing.T) {
 			w.round(t)
 			w.sound(t, i%readEvery == readEvery-1)
@@ -183,6 +186,7 @@ func (w *bucketWorld) uploads(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.sums[cp.ID] = sum
+	w.bear(cp.ID)
 	return nil
 }
 
@@ -192,7 +196,7 @@ func (w *bucketWorld) deletes(ctx context.Context) error {
 		w.mu.Unlock()
 		return errors.New("there is only one checkpoint")
 	}
-	cp := some(w.rnd, w.sums)
+	cp := some(w.world, w.sums)
 	w.unsure[cp] = w.sums[cp]
 	delete(w.sums, cp)
 	w.mu.Unlock()
@@ -257,7 +261,7 @@ func (w *bucketWorld) check(t *testing.T) {
 			t.Errorf("deleting checkpoint %s: %v", id, err)
 		}
 	}
-	w.opens(t, some(w.rnd, w.sums))
+	w.opens(t, some(w.world, w.sums))
 }
 
 // sound wants a check of the store to find nothing.

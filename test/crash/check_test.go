@@ -5,8 +5,7 @@ package crash
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,22 +15,30 @@ import (
 // await waits until f gives no error.
 func await(t *testing.T, what string, f func(ctx context.Context) error) {
 	t.Helper()
+	if err := patiently(f); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// patiently tries f until it gives no error, and gives its last one.
+func patiently(f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		err := f(ctx)
 		if err == nil {
-			return
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s: %v", what, err)
+			return err
 		case <-time.After(poll):
 		}
 	}
 }
 
-// check compares what there is with what was promised.
+// check compares what there is with what was promised. One checkpoint, taken at
+// random, is opened.
 func (w *world) check(t *testing.T, victim string) {
 	t.Helper()
 	var running map[string]bool
@@ -43,12 +50,13 @@ func (w *world) check(t *testing.T, victim string) {
 		}
 		return err
 	})
+	var counting []string
 	for id := range w.sandboxes {
 		switch {
 		case running[id]:
-			w.counts(t, id)
-		case victim == "pager" && w.loading[id]:
-			delete(w.sandboxes, id) // the engine dies with its pager: allowed, and said
+			counting = append(counting, id)
+		case victim == "pager" && w.loading[id] != "":
+			w.lostItsPager(t, id)
 		default:
 			t.Errorf("sandbox %s was promised and does not run", id)
 		}
@@ -59,47 +67,71 @@ func (w *world) check(t *testing.T, victim string) {
 		}
 	}
 	w.checkCheckpoints(t)
-	w.checkProcesses(t)
+	var wg sync.WaitGroup // of what takes long, side by side
+	if cp := some(w, w.checkpoints); cp != "" {
+		wg.Go(func() { w.opens(t, cp) })
+	}
+	counts := make([]int, len(counting))
+	for i, id := range counting {
+		wg.Go(func() { counts[i], _ = w.counts(t, id, w.sandboxes[id]) })
+	}
+	wg.Wait()
+	for i, id := range counting {
+		w.sandboxes[id] = counts[i]
+	}
+	w.checkNothingLeaked(t)
 }
 
-// counts checks that a sandbox's process never stepped back, and goes on.
-func (w *world) counts(t *testing.T, id string) {
+// lostItsPager checks a sandbox that ended because its pager did, which is
+// allowed: it says so, and what it was loading is as good as before.
+func (w *world) lostItsPager(t *testing.T, id string) {
 	t.Helper()
-	least := w.sandboxes[id]
-	first := -1
-	await(t, "the counter of "+id, func(ctx context.Context) error {
-		n, err := w.read(ctx, id)
+	delete(w.sandboxes, id)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	sb, err := w.api().GetSandbox(ctx, id)
+	if err != nil || sb.Status != client.StatusError || sb.Reason == "" {
+		t.Errorf("sandbox %s, whose pager was killed, is %s (%s) %v", id, sb.Status, sb.Reason, err)
+	}
+	cp := w.loading[id]
+	if _, err := w.api().VerifyCheckpoint(ctx, cp, nil); err != nil {
+		t.Errorf("checkpoint %s, whose pager was killed: %v", cp, err)
+	}
+}
+
+// goesOn prints what the counter shows, and then what it shows once that is
+// another, or after some seconds; and the mark, where there is one.
+const goesOn = `read -r a <n; b=$a
+for ((i = 0; i < 50; i++)); do [ "$b" = "$a" ] || break; sleep 0.1; read -r b <n; done
+[ ! -e mark ] || read -r mark <mark
+echo "$a $b $mark"`
+
+// counts checks that a sandbox's process never stepped back from least, and goes
+// on. It gives how far it is, and the sandbox's mark.
+func (w *world) counts(t *testing.T, id string, least int) (n int, mark string) {
+	t.Helper()
+	var first int
+	err := patiently(func(ctx context.Context) error {
+		res, err := w.api().RunExec(ctx, id, client.ExecRequest{Cmd: "bash", Args: []string{"-c", goesOn}})
 		if err != nil {
 			return err
 		}
-		if n < least {
-			t.Fatalf("the counter of %s stepped back from %d to %d", id, least, n)
+		if got, err := fmt.Sscan(res.Stdout, &first, &n, &mark); got < 2 {
+			return fmt.Errorf("%q %q: %w", res.Stdout, res.Stderr, err)
 		}
-		if first < 0 {
-			first = n
-		}
-		if n <= first {
+		if first >= least && n == first {
 			return fmt.Errorf("it stands at %d", n)
 		}
-		w.sandboxes[id] = n
 		return nil
 	})
+	if err != nil || first < least || n < first {
+		t.Errorf("the counter of %s, which must show %d or more, went from %d to %d: %v", id, least, first, n, err)
+	}
+	return n, mark
 }
 
-func (w *world) read(ctx context.Context, id string) (int, error) {
-	res, err := w.api().RunExec(ctx, id, client.ExecRequest{Cmd: "cat", Args: []string{"n"}})
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(res.Stdout))
-	if err != nil {
-		return 0, fmt.Errorf("%q %q: %w", res.Stdout, res.Stderr, err)
-	}
-	return n, nil
-}
-
-// checkCheckpoints checks that nothing is half made, that what said ready still
-// does, and that one of them, taken at random, holds what it must.
+// checkCheckpoints checks that nothing is half made, and that what said ready still
+// does.
 func (w *world) checkCheckpoints(t *testing.T) {
 	t.Helper()
 	await(t, "checkpoints being made", func(ctx context.Context) error {
@@ -133,9 +165,6 @@ func (w *world) checkCheckpoints(t *testing.T) {
 			continue
 		}
 	}
-	if id := some(w.rnd, w.checkpoints); id != "" {
-		w.opens(t, id)
-	}
 }
 
 // opens spawns from a checkpoint and checks what the spawn holds.
@@ -149,9 +178,12 @@ func (w *world) opens(t *testing.T, cp string) {
 		return
 	}
 	id := res.All()[0].ID
-	w.sandboxes[id] = w.checkpoints[cp]
-	w.counts(t, id)
-	w.kills(t, id)
+	if _, mark := w.counts(t, id, w.checkpoints[cp]); mark != w.marks[cp] {
+		t.Errorf("the spawn of %s holds %q, not %q", cp, mark, w.marks[cp])
+	}
+	if err := patiently(func(ctx context.Context) error { return w.api().KillSandbox(ctx, id) }); err != nil {
+		t.Errorf("killing the spawn of %s: %v", cp, err)
+	}
 }
 
 func (w *world) kills(t *testing.T, id string) {
@@ -160,35 +192,22 @@ func (w *world) kills(t *testing.T, id string) {
 	await(t, "killing "+id, func(ctx context.Context) error { return w.api().KillSandbox(ctx, id) })
 }
 
-// checkProcesses checks that there is one engine per sandbox, and none besides
-// the pool's.
-func (w *world) checkProcesses(t *testing.T) {
-	t.Helper()
-	await(t, "processes", func(context.Context) error {
-		engines := 0
-		for _, p := range w.server.Processes() {
-			if strings.HasPrefix(p.Args[0], "runsc-sandbox") {
-				engines++
-			}
-		}
-		if engines < len(w.sandboxes) || engines > len(w.sandboxes)+w.pool {
-			return fmt.Errorf("%d engines for %d sandboxes", engines, len(w.sandboxes))
-		}
-		return nil
-	})
-}
-
-// thin keeps the world small.
+// thin keeps the world small, and never without a sandbox and a checkpoint.
 func (w *world) thin(t *testing.T) {
 	t.Helper()
 	const most = 3
 	for len(w.sandboxes) > most {
-		w.kills(t, some(w.rnd, w.sandboxes))
+		w.kills(t, some(w, w.sandboxes))
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	if len(w.sandboxes) == 0 {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
 		if err := w.create(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(w.checkpoints) == 0 { // the next round may need one to get to its point
+		if err := w.checkpoint(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -50,6 +50,53 @@ func TestSandboxSeesItsOwnLimits(t *testing.T) {
 	}
 }
 
+// TestPreparedEnginesHaveTheShapeAskedFor creates and spawns sandboxes of three
+// shapes in turn, with fewer prepared engines than there is demand for: whatever
+// it runs in, each has its own limits.
+func TestPreparedEnginesHaveTheShapeAskedFor(t *testing.T) {
+	t.Parallel()
+	s := ownServer(t, "", harness.Settings{"pool": 3})
+	shapes := []struct{ cpu, memory, disk string }{{"1", "256", "128"}, {"2", "512", "300"}, {"1", "384", "1024"}}
+	checkpoints := make([]string, len(shapes))
+	shows := func(b box, i int) {
+		t.Helper()
+		want := shapes[i].cpu + "\n" + shapes[i].memory + "\n" + shapes[i].disk
+		if got := b.sh("nproc; free -m | awk '/^Mem:/ {print $2}'; df -m / | awk 'NR == 2 {print $2}'"); got != want {
+			t.Errorf("shape %d: it shows %q, not %q", i, got, want)
+		}
+		oc(t, s, "kill", b.id)
+	}
+	pool := func() client.Pool {
+		t.Helper()
+		st, err := api(t, s).Status(t.Context())
+		must(t, err)
+		return st.Pool
+	}
+	prepared := func() {
+		t.Helper()
+		await(t, "engines are prepared", func() bool { return pool().Ready > 0 })
+	}
+	for range count(2, 10) {
+		for i, shape := range shapes {
+			b := create(t, s, "--cpu", shape.cpu, "--memory", shape.memory, "--disk", shape.disk)
+			if checkpoints[i] == "" {
+				checkpoints[i] = b.checkpoint("shape")
+			}
+			shows(b, i)
+			prepared()
+		}
+		for i := range shapes {
+			shows(spawn(t, s, checkpoints[i]), i)
+			prepared()
+		}
+	}
+	await(t, "an engine of the shape that was asked for last is prepared, and used", func() bool {
+		before := pool()
+		shows(create(t, s, "--cpu", shapes[1].cpu, "--memory", shapes[1].memory, "--disk", shapes[1].disk), 1)
+		return pool().Hits > before.Hits
+	})
+}
+
 // TestMisbehavedSandboxHurtsOnlyItself runs out of everything in one sandbox, while
 // another one and the server answer.
 func TestMisbehavedSandboxHurtsOnlyItself(t *testing.T) {

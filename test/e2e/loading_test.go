@@ -94,7 +94,7 @@ func (b box) dropped() {
 // and deletes the checkpoint that it loads from under the next one.
 func TestLoadGoesOnWithoutTheServer(t *testing.T) {
 	t.Parallel()
-	s := ownServer(t, "", harness.Settings{"load-rate": slowLoad})
+	s := ownServer(t, "", harness.Settings{"load-rate": "8"}) // a new server takes its time where page faults are dear
 	b := create(t, s)
 	b.heap(200, 13)
 	sum := b.heapSum()

@@ -207,6 +207,27 @@ func (r *remote) upload(b box, name string) <-chan harness.Output {
 	return done
 }
 
+// TestKillWithoutTheStore ends a server and its sandboxes when the S3 server is
+// gone for good, amid a checkpoint: they must not need it to be ended. That
+// nothing is left of them, the closing of the server tells.
+func TestKillWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t)
+	s := r.use(nil)
+	b := create(t, s)
+	b.checkpoint("first")
+	b.heap(60, 32)
+	r.link.SetLink(buckettest.Link{Rate: 20 << 20})
+	uploading := r.upload(b, "the store goes")
+	r.server.Stop()
+	if out := oc(t, s, "down", "--kill"); !strings.Contains(out, "1 sandboxes killed") {
+		t.Errorf("the sandbox was not killed: %s", out)
+	}
+	if out := <-uploading; out.Code == 0 {
+		t.Errorf("a checkpoint that cannot be stored: %s", out)
+	}
+}
+
 // TestUploadIsBrokenOff stops the S3 server in the middle of a checkpoint, and
 // kills the node's server in another.
 func TestUploadIsBrokenOff(t *testing.T) {

@@ -16,10 +16,10 @@ import (
 
 // TestListeningServerAnswersInEveryClone makes a checkpoint of a sandbox with a
 // listening server, spawns from it, asks the server in the spawn and kills it,
-// again and again. In the short mode the rounds are as many as the time allows.
+// again and again.
 func TestListeningServerAnswersInEveryClone(t *testing.T) {
 	t.Parallel()
-	const settled, slack, shortTime = 5, 16, time.Minute
+	const settled, slack = 5, 16
 	s := ownServer(t, "", harness.Settings{"load-rate": slowLoad})
 	source := create(t, s, "--memory", "256")
 	source.push("listen.py")
@@ -29,7 +29,7 @@ func TestListeningServerAnswersInEveryClone(t *testing.T) {
 	server := running(s, "serve")[0]
 	rounds, asked, start := 0, 1, time.Now()
 	var files, slowest = 0, time.Duration(0)
-	for rounds < count(50, 1000) && (long || time.Since(start) < shortTime) {
+	for rounds < count(50, 1000) {
 		rounds++
 		began := time.Now()
 		round(t, source, rounds, &asked)
@@ -39,14 +39,13 @@ func TestListeningServerAnswersInEveryClone(t *testing.T) {
 		}
 	}
 	t.Logf("%d rounds, %v each, the slowest %v", rounds, (time.Since(start) / time.Duration(rounds)).Round(time.Millisecond), slowest.Round(time.Millisecond))
-	if rounds < settled {
-		t.Fatalf("only %d rounds in %v", rounds, shortTime)
-	}
 
 	if now := openFiles(t, server); now > files+slack {
 		t.Errorf("the server has %d files open, after %d rounds it had %d", now, settled, files)
 	}
-	await(t, "no helper is left", func() bool { return len(running(s, "engine-helper")) == len(running(s, "engine-helper", "standby")) })
+	await(t, "no helper is left but those that wait", func() bool {
+		return len(running(s, "engine-helper")) == len(running(s, "engine-helper", "standby"))+len(running(s, "engine-helper", "staying"))
+	})
 	const pool = 4 // the default
 	if n := len(engines(s)); n > 1+pool {
 		t.Errorf("%d engines run for one sandbox", n)

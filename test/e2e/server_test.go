@@ -160,7 +160,10 @@ func TestKeysOpenTheirOrgOnly(t *testing.T) {
 	}
 	b.answers()
 
-	if list := oc(t, shared, "key", "list"); !strings.Contains(list, "laptop") || strings.Contains(list, other.Key) {
+	if list := asJSON[[]struct{ Org string }](t, shared, "key", "list", "--org", "other"); len(list) != 2 || list[0].Org != "other" {
+		t.Errorf("oc key list --org other: %+v", list)
+	}
+	if list := oc(t, shared, "key", "list"); !strings.Contains(list, "other") || !strings.Contains(list, "laptop") || strings.Contains(list, other.Key) {
 		t.Errorf("oc key list:\n%s", list)
 	}
 	oc(t, shared, "key", "revoke", other.ID)

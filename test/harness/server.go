@@ -23,6 +23,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -148,6 +149,14 @@ func (s *Server) Set(name string, value any) error {
 	}
 	settings[name] = value
 	return s.configure(settings)
+}
+
+// UpWith is Up with more in the environment of this one start.
+func (s *Server) UpWith(ctx context.Context, env ...string) error {
+	before := s.env
+	defer func() { s.env = before }()
+	s.env = append(slices.Clone(before), env...)
+	return s.Up(ctx)
 }
 
 // Down stops the server; sandboxes run on.

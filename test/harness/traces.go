@@ -28,25 +28,48 @@ func (s *Server) Leftovers() []string {
 	for _, p := range s.Processes() {
 		left = append(left, p.String())
 	}
-	mounts, _ := os.ReadFile("/proc/self/mountinfo")
-	for line := range strings.Lines(string(mounts)) {
-		// The data directory itself may be a mount of the test's.
-		if strings.Contains(line, s.Data+"/") || strings.Contains(line, s.runDir()) {
-			left = append(left, "mount "+strings.TrimSpace(line))
-		}
-	}
 	for _, dir := range append(s.cgroups(), s.runDir()) {
 		if _, err := os.Stat(dir); err == nil {
 			left = append(left, strings.Join(append([]string{"directory", dir}, names(dir)...), " "))
 		}
 	}
-	for _, dir := range []string{"disks", "uploads", "tmp", "checkpoints/.staging"} {
-		for _, name := range names(filepath.Join(s.Data, dir)) {
-			left = append(left, "scratch "+filepath.Join(s.Data, dir, name))
+	return append(left, s.Scratch()...)
+}
+
+// Scratch names what a server at rest has none of, whatever sandboxes run: mounts
+// that others see, and scratch in its data directory.
+func (s *Server) Scratch() (found []string) {
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		// The data directory itself may be a mount of the test's.
+		if strings.Contains(line, s.Data+"/") || strings.Contains(line, s.runDir()) {
+			found = append(found, "mount "+strings.TrimSpace(line))
 		}
 	}
-	return left
+	for _, dir := range []string{"disks", "uploads", "tmp", "checkpoints/.staging"} {
+		for _, name := range names(filepath.Join(s.Data, dir)) {
+			found = append(found, "scratch "+filepath.Join(s.Data, dir, name))
+		}
+	}
+	return found
 }
+
+// Generations gives, for each place on this machine that has something of its own
+// for each generation, the ids of those that it has: the run-time directory, and
+// the control groups.
+func (s *Server) Generations() map[string][]string {
+	found := map[string][]string{}
+	for _, dir := range append(s.cgroups(), s.runDir()) {
+		if _, err := os.Stat(dir); err != nil {
+			continue
+		}
+		found[dir] = slices.DeleteFunc(names(dir), func(n string) bool { return !strings.HasPrefix(n, "gn-") })
+	}
+	return found
+}
+
+// KeeperSocket is where the server's keeper listens.
+func (s *Server) KeeperSocket() string { return filepath.Join(s.runDir(), "keeper.sock") }
 
 func names(dir string) []string {
 	var out []string
