@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -93,8 +94,37 @@ func (m *Mapping) Touch(parts iter.Seq2[int64, int64]) {
 				return
 			}
 		}
-	}, func(part []byte) { _ = unix.Madvise(part, unix.MADV_POPULATE_READ) })
+	}, touch)
 }
+
+// TouchLater is Touch at leisure, beside whatever the mapping is used for next: one
+// thread does it, that all others go before, until stop is called. parts is called
+// by it.
+func (m *Mapping) TouchLater(parts func() iter.Seq2[int64, int64]) (stop func()) {
+	var stopped atomic.Bool
+	mem := m.bytes()
+	go func() {
+		runtime.LockOSThread() // for ever: the thread ends with its priority
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, lowest)
+		for from, to := range parts() {
+			for ; from < to && to <= int64(len(mem)); from += laterBytes {
+				if stopped.Load() {
+					return
+				}
+				touch(mem[from:min(from+laterBytes, to)])
+			}
+		}
+	}()
+	return func() { stopped.Store(true) }
+}
+
+const (
+	lowest = 19 // of priorities (setpriority(2))
+	// laterBytes is how much is touched before another look whether to stop.
+	laterBytes = 128 << 10
+)
+
+func touch(part []byte) { _ = unix.Madvise(part, unix.MADV_POPULATE_READ) }
 
 // populateBytes is how much one worker maps at a time.
 const populateBytes = 16 << 20

@@ -5,6 +5,7 @@ package pager
 import (
 	"bufio"
 	"fmt"
+	"iter"
 	"os"
 	"strconv"
 	"strings"
@@ -113,4 +114,41 @@ func mapped(t *testing.T, mem []byte) int {
 	}
 	t.Fatal("the mapping is not there")
 	return 0
+}
+
+// What is touched later comes to be there, unless it lies behind the file as it was
+// seen, or it is stopped before.
+func TestTouchLater(t *testing.T) {
+	t.Parallel()
+	const size = 4 * laterBytes
+	f, _ := memory(t, size)
+	m := mapFile(t, f)
+	touched := func(stop bool, from, to int64) int {
+		asked, begin, end := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		cancel := m.TouchLater(func() iter.Seq2[int64, int64] {
+			close(asked)
+			<-begin
+			return func(yield func(from, to int64) bool) {
+				defer close(end)
+				yield(from, to)
+			}
+		})
+		<-asked
+		if stop {
+			cancel()
+		}
+		close(begin)
+		<-end
+		return mapped(t, m.bytes())
+	}
+	const want = 2*laterBytes - pageSize
+	if got := touched(false, pageSize, 2*laterBytes); got != want {
+		t.Errorf("%d bytes are there, want %d", got, want)
+	}
+	if got := touched(false, 0, 2*size); got != want {
+		t.Errorf("%d bytes are there, want %d", got, want)
+	}
+	if got := touched(true, 2*laterBytes, size); got != want {
+		t.Errorf("%d bytes are there after it was stopped", got)
+	}
 }

@@ -88,9 +88,12 @@ func letGo() error {
 	return unix.Close(null)
 }
 
-// tidyDelay is how long after a capture what it took is given back: those who wait
-// for the capture want the CPUs first.
-const tidyDelay = 2 * time.Second
+// How long after a capture the next one is made ready, and what it took is given
+// back: those who wait for the capture want the CPUs first.
+const (
+	aheadDelay = 200 * time.Millisecond
+	tidyDelay  = 2 * time.Second
+)
 
 // awaitNext waits until this process is wanted again, as a standby does, and fails
 // when that will not be: it must not keep the memory of an engine that has ended.
@@ -104,12 +107,19 @@ func (k *capturer) awaitNext() error {
 		return errDismissed
 	}
 	fds := []unix.PollFd{{Fd: int32(engine), Events: unix.POLLIN}, {Fd: wire.FDNext, Events: unix.POLLIN}}
-	for wait := tidyDelay; ; {
+	stop := func() {}
+	defer func() { stop() }()
+	for wait := aheadDelay; ; {
 		n, err := unix.Poll(fds, int(wait.Milliseconds()))
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return fmt.Errorf("helper: %w", err)
+		case n == 0 && wait == aheadDelay:
+			if k.memory != nil {
+				stop = ahead(k.target, k.memory)
+			}
+			wait = tidyDelay
 		case n == 0:
 			debug.FreeOSMemory() // the base is as large as the guest's memory makes it
 			wait = -time.Millisecond

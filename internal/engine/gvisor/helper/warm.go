@@ -28,19 +28,23 @@ const memoryMark = "memfd:runsc-memory"
 // maxStubs bounds how many processes' maps are read.
 const maxStubs = 256
 
-// maxTouched is how much that its guest never touched is made present, in bytes: a
-// guest may have any amount of it, and until the engine has given it back it is
-// memory of this machine.
-const maxTouched = 64 << 20
+// How much that its guest never touched is made present, in bytes: a guest may have
+// any amount of it, and until the engine has given it back it is memory of this
+// machine. touchedNow is for a capture, touchedAhead for one that may come: an
+// agent's runtime has 12 MB of it.
+const (
+	touchedNow   = 64 << 20
+	touchedAhead = 16 << 20
+)
 
-// touchable is how much that is for a guest: with what it has, no more than it may
-// have, because what it writes to then is not counted as its own.
-func touchable(t wire.Target) int64 {
+// touchable is how much that is for a guest, at most: with what it has, no more than
+// it may have, because what it writes to then is not counted as its own.
+func touchable(t wire.Target, most int64) int64 {
 	s, err := shape.Read(t.Dir)
 	if err != nil {
 		return 0
 	}
-	return max(0, min(maxTouched, s.MemoryBytes-disk.MemoryUsage(t.PID)))
+	return max(0, min(most, s.MemoryBytes-disk.MemoryUsage(t.PID)))
 }
 
 // warm does before the pause what page faults would do in it: it has the mapping of
@@ -58,7 +62,15 @@ func warm(t wire.Target, m *pager.Mapping) {
 	wg.Go(func() { ranges = merged(mappedRanges(t.PID)) })
 	m.Populate()
 	wg.Wait()
-	m.Touch(untouched(m.File(), ranges, touchable(t)))
+	m.Touch(untouched(m.File(), ranges, touchable(t, touchedNow)))
+}
+
+// ahead does again, at leisure, what the last capture has undone of warm: the engine
+// gave the pages back, and the next capture may come.
+func ahead(t wire.Target, m *pager.Mapping) (stop func()) {
+	return m.TouchLater(func() iter.Seq2[int64, int64] {
+		return untouched(m.File(), merged(mappedRanges(t.PID)), touchable(t, touchedAhead))
+	})
 }
 
 // untouched are the parts of a file's ranges that it has no pages for, at most so
