@@ -83,12 +83,14 @@ func serve(ctx context.Context, s node.Settings, log *slog.Logger, out io.Writer
 		return err
 	}
 	defer n.Close()
-	key, err := n.FirstKey(ctx)
-	if err != nil {
-		return err
-	}
 	return n.Serve(ctx, s.Listen, func(url string) error {
 		fmt.Fprintf(out, "OpenComputer serves %s (data in %s)\n", url, s.DataDir)
+		// Not before: a start that fails must not be the first one, whose key
+		// nobody has seen.
+		key, err := n.FirstKey(ctx)
+		if err != nil {
+			return err
+		}
 		if key != "" {
 			introduce(out, url, key)
 		}

@@ -222,6 +222,26 @@ func TestDataDirectoryCanMove(t *testing.T) {
 	fresh.countOn(10)
 }
 
+// TestFirstKeyOutlivesAFailedStart starts a new server where another one listens,
+// and then elsewhere: its user has a key that works.
+func TestFirstKeyOutlivesAFailedStart(t *testing.T) {
+	t.Parallel()
+	taken := strings.TrimPrefix(shared.URL, "http://")
+	s, err := harness.New("", harness.Settings{"listen": taken})
+	must(t, err)
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	refused(t, s, 1, []string{"cannot listen on " + taken, "choose another --listen"}, "up")
+	must(t, s.Set("listen", "127.0.0.1:0"))
+	must(t, s.Up(t.Context()))
+	if list := oc(t, s, "ls"); !strings.Contains(list, "No sandboxes found.") {
+		t.Errorf("oc ls: %s", list)
+	}
+}
+
 // TestUpWhileTheServerDies starts a server beside one that is there and does not
 // answer any more: it is waited for, and replaced when it is gone.
 func TestUpWhileTheServerDies(t *testing.T) {
