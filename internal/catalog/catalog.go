@@ -3,9 +3,10 @@
 // Package catalog is the templates by name: which there are, whose they are,
 // which tree each one is, and whether something still needs it.
 //
-// Invariants: a name becomes ready only when its tree is complete; a tree or
-// image is removed only when no template, sandbox or checkpoint needs it; two
-// requests for the same missing template share one build.
+// Invariants: a name becomes ready only when its tree is complete; a tree stays
+// while a template is it, an image while the next sandbox of a template would run
+// on it, or a sandbox or checkpoint rests on it, and goes within minutes when none
+// does; two requests for the same missing template share one build.
 //
 // Trees and images are made by package template; rows are kept by package meta.
 // The package knows neither HTTP nor the engine.
@@ -13,6 +14,8 @@ package catalog
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -37,22 +40,38 @@ var aliases = []string{"", "default", "ubuntu", "python", "node"}
 
 // Catalog is the templates of a node.
 type Catalog struct {
-	meta    *meta.DB
-	builder *template.Builder
-	agent   []byte
-	tmp     string
-	log     *slog.Logger
+	meta      *meta.DB
+	builder   *template.Builder
+	recipe    func(name string) recipe // nil where there is none
+	agent     []byte
+	agentHash string
+	tmp       string
+	log       *slog.Logger
+	now       func() time.Time
+
+	// making is shared by those who make a tree or an image that has no row yet.
+	making sync.RWMutex
 
 	mu     sync.Mutex
-	builds map[string]*build // by name
+	builds map[string]*build    // by name
+	asked  map[string]time.Time // when an image was asked for last, by its hash
 }
+
+// recipe makes the tree of a built-in template.
+type recipe func(context.Context, template.Progress) (template.Tree, error)
 
 var _ sandbox.Images = (*Catalog)(nil)
 
 // New makes a catalog. agent is the agent's binary that images get; tmp a
 // directory on the data disk for uploads.
 func New(db *meta.DB, b *template.Builder, agent []byte, tmp string, log *slog.Logger) *Catalog {
-	return &Catalog{meta: db, builder: b, agent: agent, tmp: tmp, log: log, builds: map[string]*build{}}
+	sum := sha256.Sum256(agent)
+	c := &Catalog{
+		meta: db, builder: b, agent: agent, agentHash: hex.EncodeToString(sum[:]), tmp: tmp, log: log, now: time.Now,
+		builds: map[string]*build{}, asked: map[string]time.Time{},
+	}
+	c.recipe = c.builtIn
+	return c
 }
 
 // Start fails the builds that an earlier server left unfinished.
@@ -63,7 +82,9 @@ func (c *Catalog) Start(ctx context.Context) error {
 	}
 	for _, t := range rows {
 		if t.Status == statusBuilding {
-			c.settle(ctx, &t, template.Tree{}, errors.New("the server ended while it was being built"))
+			if err := c.settle(ctx, &t, template.Tree{}, errors.New("the server ended while it was being built")); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -81,8 +102,8 @@ func (c *Catalog) List(ctx context.Context, orgID string) ([]meta.Template, erro
 	return c.meta.Templates(ctx, orgID)
 }
 
-// recipe makes the tree of a built-in template.
-func (c *Catalog) recipe(name string) func(context.Context, template.Progress) (template.Tree, error) {
+// builtIn gives the recipe of a built-in template.
+func (c *Catalog) builtIn(name string) recipe {
 	switch name {
 	case Base:
 		return func(ctx context.Context, p template.Progress) (template.Tree, error) {
@@ -102,14 +123,14 @@ func (c *Catalog) Build(ctx context.Context, _, name string, progress func(strin
 	if name == "" {
 		name = Base
 	}
-	recipe := c.recipe(name)
-	if recipe == nil {
+	build := c.recipe(name)
+	if build == nil {
 		return meta.Template{}, fault.New(fault.Invalid, "there is no recipe for template %q", name).
 			WithHint("recipes: base, small; bring your own with `oc template import`")
 	}
 	return c.shared(ctx, name, progress, func(say template.Progress) (meta.Template, error) {
 		return c.fill(context.WithoutCancel(ctx), "", name, func() (template.Tree, error) {
-			return recipe(context.WithoutCancel(ctx), say)
+			return build(context.WithoutCancel(ctx), say)
 		})
 	})
 }
@@ -150,15 +171,14 @@ func (c *Catalog) fill(ctx context.Context, orgID, name string, tree func() (tem
 	if err != nil {
 		return t, err
 	}
-	old := t.TreeHash
+	c.making.RLock()
 	made, err := tree()
-	c.settle(ctx, &t, made, err)
+	err = errors.Join(err, c.settle(ctx, &t, made, err))
+	c.making.RUnlock()
 	if err != nil {
 		return t, err
 	}
-	if old != "" && old != made.Hash {
-		c.collect(ctx, old)
-	}
+	c.collect(ctx) // the old tree
 	return t, nil
 }
 
@@ -177,7 +197,7 @@ func (c *Catalog) row(ctx context.Context, orgID, name string) (meta.Template, e
 
 // settle records how a build ended. A template that was ready stays so when
 // building it anew failed.
-func (c *Catalog) settle(ctx context.Context, t *meta.Template, tree template.Tree, why error) {
+func (c *Catalog) settle(ctx context.Context, t *meta.Template, tree template.Tree, why error) error {
 	switch {
 	case why == nil:
 		t.Status, t.ErrorMsg, t.TreeHash, t.SizeBytes = statusReady, "", tree.Hash, tree.SizeBytes
@@ -188,11 +208,9 @@ func (c *Catalog) settle(ctx context.Context, t *meta.Template, tree template.Tr
 			t.ErrorMsg = f.Message
 		}
 	default:
-		return
+		return nil
 	}
-	if err := c.meta.UpdateTemplate(context.WithoutCancel(ctx), t); err != nil {
-		c.log.Error("recording a template", "template", t.Name, "error", err)
-	}
+	return c.meta.UpdateTemplate(context.WithoutCancel(ctx), t)
 }
 
 // Resolve implements sandbox.Images. The default template is built when it is
@@ -201,10 +219,22 @@ func (c *Catalog) Resolve(ctx context.Context, orgID, name string, progress func
 	if slices.Contains(aliases, name) {
 		name = Base
 	}
-	t, err := c.meta.Template(ctx, orgID, name)
-	if name == Base && (fault.Is(err, fault.NotFound) || err == nil && t.TreeHash == "") {
-		t, err = c.Build(ctx, orgID, name, progress)
+	img, err := c.resolve(ctx, orgID, name)
+	if name != Base || !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
+		return img, err
 	}
+	if _, err := c.Build(ctx, orgID, name, progress); err != nil {
+		return sandbox.Image{}, err
+	}
+	return c.resolve(ctx, orgID, name)
+}
+
+// resolve gives the image of a template that is there: a NotFound or a Conflict
+// fault says that it is not.
+func (c *Catalog) resolve(ctx context.Context, orgID, name string) (sandbox.Image, error) {
+	c.making.RLock()
+	defer c.making.RUnlock()
+	t, err := c.meta.Template(ctx, orgID, name)
 	if err != nil {
 		return sandbox.Image{}, err
 	}
@@ -219,11 +249,19 @@ func (c *Catalog) Resolve(ctx context.Context, orgID, name string, progress func
 	if err != nil {
 		return sandbox.Image{}, err
 	}
+	c.ask(img.Hash)
 	row := meta.Image{Hash: img.Hash, TreeHash: img.TreeHash, AgentHash: img.AgentHash, SizeBytes: img.SizeBytes}
-	if err := errors.Join(c.meta.UpsertImage(ctx, &row), c.meta.TouchTemplate(ctx, t.ID, time.Now())); err != nil {
+	if err := errors.Join(c.meta.UpsertImage(ctx, &row), c.meta.TouchTemplate(ctx, t.ID, c.now())); err != nil {
 		return sandbox.Image{}, err
 	}
 	return sandbox.Image{Template: name, TreeHash: img.TreeHash, Hash: img.Hash, Path: img.Path}, nil
+}
+
+// ask notes that an image is wanted: it stays for a while, see askedGrace.
+func (c *Catalog) ask(hash string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked[hash] = c.now()
 }
 
 // notReady says that a template has no tree, and why if that is known.
@@ -238,10 +276,13 @@ func notReady(t meta.Template) error {
 
 // Path implements sandbox.Images.
 func (c *Catalog) Path(_ context.Context, hash string) (string, error) {
+	c.mu.Lock() // what is found is asked for before it can go
+	defer c.mu.Unlock()
 	img, err := c.builder.FindImage(hash)
 	if err != nil {
 		return "", fault.Wrap(fault.Internal, err, "image %.12s, which the checkpoint rests on, is not on this machine", hash)
 	}
+	c.asked[hash] = c.now()
 	return img.Path, nil
 }
 
@@ -250,10 +291,13 @@ const maxImage = 64 << 30
 
 // Add implements sandbox.Images.
 func (c *Catalog) Add(ctx context.Context, hash, treeHash string, r io.Reader) error {
+	c.making.RLock()
+	defer c.making.RUnlock()
 	img, err := c.builder.AddImage(ctx, r, hash, maxImage)
 	if err != nil {
 		return err
 	}
+	c.ask(hash)
 	return c.meta.UpsertImage(ctx, &meta.Image{Hash: hash, TreeHash: treeHash, SizeBytes: img.SizeBytes})
 }
 
@@ -277,39 +321,6 @@ func (c *Catalog) Delete(ctx context.Context, orgID, name string) error {
 	if err := c.meta.DeleteTemplateRow(ctx, t.ID); err != nil {
 		return err
 	}
-	if t.TreeHash != "" {
-		c.collect(ctx, t.TreeHash)
-	}
+	c.collect(ctx)
 	return nil
-}
-
-// collect removes a tree that nothing needs, and its images likewise.
-func (c *Catalog) collect(ctx context.Context, treeHash string) {
-	if err := c.remove(ctx, treeHash); err != nil {
-		c.log.Error("removing an unused template tree", "tree", treeHash, "error", err)
-	}
-}
-
-func (c *Catalog) remove(ctx context.Context, treeHash string) error {
-	images, err := c.meta.Images(ctx)
-	if err != nil {
-		return err
-	}
-	for _, img := range images {
-		if img.TreeHash != treeHash {
-			continue
-		}
-		use, err := c.meta.ImageInUse(ctx, img.Hash)
-		if err != nil || use.Any() {
-			return err
-		}
-		if err := errors.Join(c.builder.RemoveImage(img.Hash), c.meta.DeleteImageRow(ctx, img.Hash)); err != nil {
-			return err
-		}
-	}
-	use, err := c.meta.TreeInUse(ctx, treeHash)
-	if err != nil || use.Any() {
-		return err
-	}
-	return c.builder.RemoveTree(treeHash)
 }

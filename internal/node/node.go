@@ -202,6 +202,7 @@ func (n *Node) Serve(ctx context.Context, listen string, ready func(url string) 
 	watchCtx, stopWatch := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() { n.keeper.watch(watchCtx, n.sandboxes.Rekeep, n.log) })
+	watching.Go(func() { n.catalog.Collect(watchCtx) })
 	defer watching.Wait()
 	defer stopWatch()
 	url := "http://" + l.Addr().String()
