@@ -123,7 +123,7 @@ func (c *Client) RestoreCheckpoint(ctx context.Context, sandboxID, checkpointID 
 
 // SpawnRequest says what sandboxes to make of a checkpoint.
 type SpawnRequest struct {
-	Count    int               `json:"count,omitempty" doc:"How many; 0 = 1"`
+	Count    int               `json:"count,omitempty" doc:"How many, at most 100; 0 = 1"`
 	Name     string            `json:"name,omitempty" doc:"Label; with a count above 1 each gets -1, -2, … behind it"`
 	Timeout  int               `json:"timeout,omitempty" doc:"Rolling idle timeout in seconds, 0 = never"`
 	Envs     map[string]string `json:"envs,omitempty" doc:"Laid over those of the checkpoint"`

@@ -3,6 +3,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 
@@ -10,9 +11,6 @@ import (
 	"github.com/opencomputer/oc/internal/checkpoint"
 	"github.com/opencomputer/oc/internal/fault"
 )
-
-// maxSpawn bounds the sandboxes of one request.
-const maxSpawn = 128
 
 func (s *Server) checkpointRoutes() {
 	progressing(s, "POST /api/sandboxes/{id}/checkpoints", "Checkpoint a sandbox, which goes on running", http.StatusCreated, s.createCheckpoint)
@@ -109,14 +107,11 @@ func (b *spawnBody) request(s *Server) (checkpoint.SpawnRequest, error) {
 	if b.SecretStore != "" {
 		return checkpoint.SpawnRequest{}, unsupported("secretStore")
 	}
-	if b.Count < 0 || b.Count > maxSpawn {
-		return checkpoint.SpawnRequest{}, fault.New(fault.Invalid, "count must be between 1 and %d", maxSpawn)
-	}
 	if err := s.checkShape(0, b.MemoryMB, 0, b.Timeout); err != nil {
 		return checkpoint.SpawnRequest{}, err
 	}
 	return checkpoint.SpawnRequest{
-		Count: max(b.Count, 1), Name: b.Name, TimeoutSec: b.Timeout,
+		Count: cmp.Or(b.Count, 1), Name: b.Name, TimeoutSec: b.Timeout,
 		Envs: b.Envs, Metadata: b.Metadata, MemoryMB: b.MemoryMB,
 	}, nil
 }

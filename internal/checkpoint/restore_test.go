@@ -337,6 +337,9 @@ func TestSpawn(t *testing.T) {
 			t.Errorf("%+v: %v", req, err)
 		}
 	}
+	if _, err := n.checkpoints.Spawn(t.Context(), n.Org, c.ID, checkpoint.SpawnRequest{Count: 101}); err == nil || err.Error() != "count is 101; it must be from 1 to 100" {
+		t.Errorf("more than there may be: %v", err)
+	}
 	if _, err := n.checkpoints.Spawn(t.Context(), "org-x", c.ID, checkpoint.SpawnRequest{}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("spawn of a foreign one: %v", err)
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sync/semaphore"
 
@@ -187,7 +189,7 @@ func (s *Service) Create(ctx context.Context, orgID, sandboxID string, req Creat
 	return s.cfg.Meta.Checkpoint(context.WithoutCancel(ctx), orgID, c.ID)
 }
 
-// maxName bounds a checkpoint's name.
+// maxName bounds a checkpoint's name, in characters.
 const maxName = 100
 
 // check gives the limit for the insertion, and how many to keep afterwards (0:
@@ -224,7 +226,7 @@ func check(sb meta.Sandbox, req CreateRequest) (limit, keep int, err error) {
 }
 
 func validName(name string) bool {
-	return name != "" && len(name) <= maxName && !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f })
+	return name != "" && utf8.RuneCountInString(name) <= maxName && !strings.ContainsFunc(name, unicode.IsControl)
 }
 
 // insert makes the processing row. A limit of 0 is none.

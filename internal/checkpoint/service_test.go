@@ -233,6 +233,8 @@ func TestCreateRefuses(t *testing.T) {
 		"stopped sandbox": {n.Org, stopped.ID, checkpoint.CreateRequest{Name: "x"}, fault.Invalid},
 		"no name":         {n.Org, sb.ID, checkpoint.CreateRequest{}, fault.Invalid},
 		"long name":       {n.Org, sb.ID, checkpoint.CreateRequest{Name: strings.Repeat("x", 101)}, fault.Invalid},
+		"DEL in the name": {n.Org, sb.ID, checkpoint.CreateRequest{Name: "a\x7fb"}, fault.Invalid},
+		"C1 in the name":  {n.Org, sb.ID, checkpoint.CreateRequest{Name: "a\u009bb"}, fault.Invalid},
 		"taken name":      {n.Org, sb.ID, checkpoint.CreateRequest{Name: "taken"}, fault.Conflict},
 		"disk only":       {n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Kind: "disk_only"}, fault.Invalid},
 		"kind":            {n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Kind: "half"}, fault.Invalid},
@@ -246,6 +248,7 @@ func TestCreateRefuses(t *testing.T) {
 	if list, err := n.checkpoints.List(t.Context(), n.Org, sb.ID); err != nil || len(list) != 1 {
 		t.Errorf("rows are left: %v, %v", list, err)
 	}
+	n.checkpoint(t, sb.ID, strings.Repeat("ä", 100)) // characters, not bytes
 }
 
 // A checkpoint that fails says why, leaves nothing in the store, and frees its

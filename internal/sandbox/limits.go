@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -76,7 +78,7 @@ func (l Limits) complete(sb *meta.Sandbox) error {
 
 // Bounds of what a request may store.
 const (
-	maxName    = 100
+	maxName    = 100 // characters
 	maxEntries = 256
 	maxEntry   = 32 << 10
 )
@@ -84,7 +86,7 @@ const (
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func checkLabels(sb meta.Sandbox) error {
-	if len(sb.Name) > maxName || strings.ContainsFunc(sb.Name, func(r rune) bool { return r < ' ' }) {
+	if utf8.RuneCountInString(sb.Name) > maxName || strings.ContainsFunc(sb.Name, unicode.IsControl) {
 		return fault.New(fault.Invalid, "the name must have at most %d printable characters", maxName)
 	}
 	for what, m := range map[string]map[string]string{"envs": sb.Envs, "metadata": sb.Metadata} {

@@ -128,6 +128,8 @@ func TestHTTPStatusesAreThoseOfTheContract(t *testing.T) {
 		{400, "kind must be full or disk_only", "POST", "/api/sandboxes/" + b.id + "/checkpoints", shared.Key, `{"name":"x","kind":"half"}`},
 		{409, "already exists", "POST", "/api/sandboxes/" + b.id + "/checkpoints", shared.Key, `{"name":"taken"}`},
 		{404, "checkpoint not found", "POST", "/api/sandboxes/from-checkpoint/cp-00000000", shared.Key, ``},
+		{400, "count is 101; it must be from 1 to 100", "POST", "/api/sandboxes/from-checkpoint/" + cp, shared.Key, `{"count":101}`},
+		{400, "count is -1; it must be from 1 to 100", "POST", "/api/sandboxes/" + b.id + "/fork", shared.Key, `{"count":-1}`},
 		{404, "checkpoint not found", "POST", "/api/sandboxes/" + b.id + "/checkpoints/cp-00000000/restore", shared.Key, ``},
 		{400, "timeout", "POST", "/api/sandboxes/" + b.id + "/timeout", shared.Key, `{"timeout":-1}`},
 		{400, "from 0 (never) to 31536000", "POST", "/api/sandboxes/" + b.id + "/timeout", shared.Key, `{"timeout":99999999999}`},
