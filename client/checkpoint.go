@@ -49,6 +49,7 @@ type RetentionPolicy struct {
 type CreateCheckpointRequest struct {
 	Name            string           `json:"name" doc:"Unique among the sandbox's checkpoints"`
 	Kind            string           `json:"kind,omitempty" doc:"full (default) or disk_only"`
+	PromoteToFull   *bool            `json:"promoteToFull,omitempty" doc:"Make a full checkpoint of a disk_only one, in the background"`
 	RetentionPolicy *RetentionPolicy `json:"retentionPolicy,omitempty"`
 	NoWait          bool             `json:"noWait,omitempty" doc:"Return while it is still processing"`
 }

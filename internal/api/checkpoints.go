@@ -39,6 +39,8 @@ func (s *Server) createCheckpoint(ctx context.Context, in *createCheckpointInput
 		return client.Checkpoint{}, fault.New(fault.Invalid, "name is required")
 	case b.Kind != "" && b.Kind != "full" && b.Kind != "disk_only":
 		return client.Checkpoint{}, fault.New(fault.Invalid, "kind must be full or disk_only")
+	case b.PromoteToFull != nil && *b.PromoteToFull && b.Kind != "disk_only":
+		return client.Checkpoint{}, fault.New(fault.Invalid, "promoteToFull requires kind disk_only")
 	}
 	req := checkpoint.CreateRequest{Name: b.Name, Kind: first(b.Kind, "full"), NoWait: b.NoWait, Progress: count}
 	if p := b.RetentionPolicy; p != nil {

@@ -67,6 +67,8 @@ func TestJSON(t *testing.T) {
 
 		{"POST", sb + "/checkpoints", `{"name":"n"}`, 201, []string{`"sandboxId":"` + boxA + `"`, `"kind":"full"`, `"status":"ready"`, `"orgId":"org-a"`}},
 		{"POST", sb + "/checkpoints", ``, 400, []string{`name is required`}},
+		{"POST", sb + "/checkpoints", `{"name":"n","promoteToFull":true}`, 400, []string{`promoteToFull requires kind disk_only`}},
+		{"POST", sb + "/checkpoints", `{"name":"n","promoteToFull":false}`, 201, nil},
 		{"POST", sb + "/checkpoints", `{"name":"n","kind":"half"}`, 400, []string{`kind must be full or disk_only`}},
 		{"POST", sb + "/checkpoints", `{"name":"n","retentionPolicy":{"mode":"x"}}`, 400, nil},
 		{"POST", a + "/sb-nothing1/checkpoints", ``, 404, nil},

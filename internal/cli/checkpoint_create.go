@@ -22,9 +22,13 @@ const (
 func (a *app) newCheckpointCreate() *cobra.Command {
 	var req client.CreateCheckpointRequest
 	var retention client.RetentionPolicy
+	var promote bool
 	cmd := &cobra.Command{
 		Use: "create <sandbox>", Short: "Checkpoint a running sandbox, which goes on running", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("promote-to-full") {
+				req.PromoteToFull = &promote
+			}
 			if err := checkCheckpoint(req, retention); err != nil {
 				return err
 			}
@@ -42,7 +46,9 @@ func (a *app) newCheckpointCreate() *cobra.Command {
 	f.StringVar(&retention.Mode, "retention-policy", retainAll, "none, or delete_oldest when there are more than the maximum")
 	f.IntVar(&retention.MaxCount, "retention-max-count", 0, "how many to keep; 0 = the server's limit")
 	f.BoolVar(&req.NoWait, "no-wait", false, "do not wait until it is ready")
-	_ = cmd.MarkFlagRequired("name") // fails only for a flag that does not exist
+	f.BoolVar(&promote, "promote-to-full", false, "make a full checkpoint of a disk_only one, in the background")
+	_ = f.MarkHidden("promote-to-full") // fails, as the next one, only for a flag that does not exist
+	_ = cmd.MarkFlagRequired("name")
 	return cmd
 }
 
@@ -58,6 +64,9 @@ const (
 func checkCheckpoint(req client.CreateCheckpointRequest, retention client.RetentionPolicy) error {
 	if req.Kind != kindFull && req.Kind != kindDiskOnly {
 		return usage("", "unsupported checkpoint kind %q; expected full or disk_only", req.Kind)
+	}
+	if req.PromoteToFull != nil && *req.PromoteToFull && req.Kind != kindDiskOnly {
+		return usage("", "--promote-to-full requires --kind disk_only")
 	}
 	if retention.Mode != retainAll && retention.Mode != retainNewest {
 		return usage("", "unsupported retention policy %q; expected none or delete_oldest", retention.Mode)

@@ -73,7 +73,7 @@ func commandRows(b *strings.Builder, cmd *cobra.Command) {
 		meaning += " (also " + strings.Join(aliases, ", ") + ")"
 	}
 	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
-		if f.Name == "help" {
+		if f.Name == "help" || f.Hidden {
 			return
 		}
 		flag := "`--" + f.Name + "`"

@@ -16,6 +16,7 @@ func TestOwns(t *testing.T) {
 		"ls":                            true,
 		"--json ls":                     true,
 		"--api-key serve exec sb-1 ls":  true,
+		"--sessions-api-url serve ls":   true,
 		"exec sb-1 -- oc serve":         true,
 		"exec --help":                   true,
 		"cp spawn cp-1 -n x":            true, // wrong, but it is said by the command

@@ -33,6 +33,7 @@ func (a *app) root(extra ...*cobra.Command) *cobra.Command {
 	f.StringVar(&a.flags.apiURL, "api-url", "", "URL of the server (environment: "+envAPIURL+")")
 	f.BoolVar(&a.flags.json, "json", false, "print JSON")
 	f.Bool("no-color", false, "accepted for compatibility; oc prints no colours")
+	f.String("sessions-api-url", "", "accepted for compatibility; oc has no service for agents' sessions")
 
 	inGroup(root, "sandboxes", "Sandboxes:",
 		a.newCreate(), a.newList(), a.newGet(), a.newKill(), a.newSetTimeout(), a.newSandboxGroup())
