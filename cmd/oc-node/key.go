@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -55,12 +54,6 @@ type keyJSON struct {
 
 func toJSON(k meta.Key, org, plain string) keyJSON {
 	return keyJSON{ID: k.ID, OrgID: k.OrgID, Org: org, Name: k.Name, Key: plain, KeyPrefix: k.Prefix, CreatedAt: k.CreatedAt, RevokedAt: k.RevokedAt}
-}
-
-func printJSON(cmd *cobra.Command, v any) error {
-	e := json.NewEncoder(cmd.OutOrStdout())
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 func keyCreate(s *node.Settings) *cobra.Command {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"math"
 	"os"
 
@@ -30,4 +31,11 @@ func run(args []string) int {
 func wantsJSON(cmd *cobra.Command) bool {
 	b, err := cmd.Flags().GetBool("json")
 	return err == nil && b
+}
+
+// printJSON prints the one document of a command.
+func printJSON(cmd *cobra.Command, v any) error {
+	e := json.NewEncoder(cmd.OutOrStdout())
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }

@@ -78,6 +78,9 @@ server at boot and again when it ends. Sandboxes outlive it.`,
 				return fmt.Errorf("finding our own binary: %w", err)
 			}
 			text := unit(self, s.DataDir)
+			if print && wantsJSON(cmd) {
+				return printJSON(cmd, map[string]string{"path": unitPath, "unit": text})
+			}
 			if print {
 				_, err := fmt.Fprint(cmd.OutOrStdout(), text)
 				return err
@@ -89,7 +92,11 @@ server at boot and again when it ends. Sandboxes outlive it.`,
 			if err := durable.WriteFile(unitPath, []byte(text), 0o644); err != nil {
 				return fault.Wrap(fault.Unavailable, err, "%s cannot be written", unitPath).WithHint("run oc install-service as root")
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "Wrote %s. Now:\n  systemctl daemon-reload && systemctl enable --now opencomputer\n", unitPath)
+			const next = "systemctl daemon-reload && systemctl enable --now opencomputer"
+			if wantsJSON(cmd) {
+				return printJSON(cmd, map[string]string{"path": unitPath, "next": next})
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "Wrote %s. Now:\n  %s\n", unitPath, next)
 			return nil
 		},
 	}

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -55,15 +54,20 @@ server.log in the data directory.`,
 	return cmd
 }
 
+// upJSON is what oc up prints as JSON.
+type upJSON struct {
+	Up      bool `json:"up"`
+	Already bool `json:"already"` // before
+	node.Instance
+}
+
 func up(cmd *cobra.Command, s node.Settings, serve []string) error {
-	out := cmd.OutOrStdout()
 	ctx, cancel := context.WithTimeout(cmd.Context(), upTimeout)
 	defer cancel()
-	if i, err := answering(ctx, s.DataDir); err != nil || i != nil {
-		if err == nil {
-			fmt.Fprintf(out, "OpenComputer is up already: %s (pid %d)\n", i.APIURL, i.PID)
-		}
+	if i, err := answering(ctx, s.DataDir); err != nil {
 		return err
+	} else if i != nil {
+		return sayUp(cmd, upJSON{Up: true, Already: true, Instance: *i})
 	}
 	if os.Geteuid() != 0 {
 		return fault.New(fault.Invalid, "the server must run as root").WithHint("sudo oc up")
@@ -93,13 +97,31 @@ func up(cmd *cobra.Command, s node.Settings, serve []string) error {
 	if err != nil {
 		return notUp(err, logSince(logFile, began), logPath)
 	}
-	fmt.Fprintf(out, "OpenComputer is up: %s (pid %d, data in %s)\n", i.APIURL, i.PID, i.DataDir)
+	if err := sayUp(cmd, upJSON{Up: true, Instance: *i}); err != nil {
+		return err
+	}
+	out := cmd.OutOrStdout()
+	if wantsJSON(cmd) {
+		out = cmd.ErrOrStderr() // beside the document
+	}
 	// What the server said of its first key goes to its log; say it here too.
 	for _, line := range bytes.Split([]byte(logSince(logFile, began)), []byte("\n")) {
 		if bytes.Contains(line, []byte("API key was written")) || bytes.Contains(line, []byte("To use this server:")) || bytes.HasPrefix(line, []byte("  oc config")) {
 			fmt.Fprintf(out, "%s\n", line)
 		}
 	}
+	return nil
+}
+
+func sayUp(cmd *cobra.Command, u upJSON) error {
+	if wantsJSON(cmd) {
+		return printJSON(cmd, u)
+	}
+	if u.Already {
+		fmt.Fprintf(cmd.OutOrStdout(), "OpenComputer is up already: %s (pid %d)\n", u.APIURL, u.PID)
+		return nil
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "OpenComputer is up: %s (pid %d, data in %s)\n", u.APIURL, u.PID, u.DataDir)
 	return nil
 }
 
@@ -191,16 +213,20 @@ func downCommand() *cobra.Command {
 			if err := s.Complete(cmd.Flags(), os.LookupEnv); err != nil {
 				return err
 			}
-			if err := down(cmd, s); err != nil || !kill {
-				return err
-			}
-			n, err := node.OpenToKill(cmd.Context(), s, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+			stopped, err := down(cmd.Context(), s)
 			if err != nil {
 				return err
 			}
-			defer n.Close()
-			killed, err := n.KillAll(cmd.Context())
-			fmt.Fprintf(cmd.OutOrStdout(), "%d sandboxes killed.\n", killed)
+			said := downJSON{Stopped: stopped, DataDir: s.DataDir}
+			if !wantsJSON(cmd) {
+				fmt.Fprintln(cmd.OutOrStdout(), said)
+			}
+			if kill {
+				said.Killed, err = killAll(cmd, s)
+			}
+			if wantsJSON(cmd) {
+				return errors.Join(err, printJSON(cmd, said))
+			}
 			return err
 		},
 	}
@@ -209,31 +235,55 @@ func downCommand() *cobra.Command {
 	return cmd
 }
 
-func down(cmd *cobra.Command, s node.Settings) error {
-	i, err := node.FindInstance(s.DataDir)
-	if err != nil {
-		return err
+// downJSON is what oc down prints as JSON.
+type downJSON struct {
+	Up      bool   `json:"up"`      // false: it is down now
+	Stopped bool   `json:"stopped"` // false: it was not up
+	DataDir string `json:"dataDir"`
+	Killed  *int   `json:"killed,omitempty"` // sandboxes, with --kill
+}
+
+// String says it to a person.
+func (d downJSON) String() string {
+	if d.Stopped {
+		return "OpenComputer is down."
 	}
-	if i == nil {
-		fmt.Fprintln(cmd.OutOrStdout(), "OpenComputer is not up.")
-		return nil
+	return "OpenComputer is not up."
+}
+
+// killAll ends the sandboxes, and says how many that were.
+func killAll(cmd *cobra.Command, s node.Settings) (*int, error) {
+	n, err := node.OpenToKill(cmd.Context(), s, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})))
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
+	killed, err := n.KillAll(cmd.Context())
+	if !wantsJSON(cmd) {
+		fmt.Fprintf(cmd.OutOrStdout(), "%d sandboxes killed.\n", killed)
+	}
+	return &killed, err
+}
+
+// down stops the server of the data directory, if there is one.
+func down(ctx context.Context, s node.Settings) (stopped bool, err error) {
+	i, err := node.FindInstance(s.DataDir)
+	if err != nil || i == nil {
+		return false, err
 	}
 	if err := syscall.Kill(i.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fault.Wrap(fault.Invalid, err, "the server with pid %d cannot be stopped", i.PID).WithHint("run oc down as root")
+		return false, fault.Wrap(fault.Invalid, err, "the server with pid %d cannot be stopped", i.PID).WithHint("run oc down as root")
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), downTimeout)
+	ctx, cancel := context.WithTimeout(ctx, downTimeout)
 	defer cancel()
-	for {
-		if !i.Alive() { // by then it has given up its lock on the data
-			fmt.Fprintln(cmd.OutOrStdout(), "OpenComputer is down.")
-			return nil
-		}
+	for i.Alive() { // by then it has given up its lock on the data
 		select {
 		case <-ctx.Done():
-			return fault.New(fault.Unavailable, "the server with pid %d does not end", i.PID).WithHint("see server.log in %s", s.DataDir)
+			return false, fault.New(fault.Unavailable, "the server with pid %d does not end", i.PID).WithHint("see server.log in %s", s.DataDir)
 		case <-time.After(waitPoll):
 		}
 	}
+	return true, nil
 }
 
 func statusCommand() *cobra.Command {
@@ -250,9 +300,7 @@ func statusCommand() *cobra.Command {
 				return err
 			}
 			if wantsJSON(cmd) {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(st)
+				return printJSON(cmd, st)
 			}
 			printStatus(cmd.OutOrStdout(), st)
 			return nil

@@ -91,6 +91,13 @@ func TestOneServerPerDataDirectory(t *testing.T) {
 	if text := oc(t, shared, "up"); !strings.Contains(text, shared.URL) || !strings.Contains(text, "already") {
 		t.Errorf("oc up beside a server: %s", text)
 	}
+	if again := asJSON[struct {
+		Up, Already bool
+		PID         int
+		APIURL      string `json:"apiUrl"`
+	}](t, shared, "up"); !again.Up || !again.Already || again.PID == 0 || again.APIURL != shared.URL {
+		t.Errorf("as JSON: %+v", again)
+	}
 	refused(t, shared, 1, []string{shared.Data, "in use", "oc down"}, "serve", "--listen", "127.0.0.1:0")
 }
 
@@ -124,6 +131,22 @@ func TestStatusSaysWhatIsUp(t *testing.T) {
 	}
 	if text := oc(t, s, "down"); !strings.Contains(text, "not up") {
 		t.Errorf("oc down without a server: %s", text)
+	}
+	if up := asJSON[struct{ Up, Already bool }](t, s, "up"); !up.Up || up.Already {
+		t.Errorf("oc up as JSON: %+v", up)
+	}
+	type down struct {
+		Up, Stopped bool
+		Killed      *int
+	}
+	if d := asJSON[down](t, s, "down"); d.Up || !d.Stopped || d.Killed != nil {
+		t.Errorf("oc down as JSON: %+v", d)
+	}
+	if d := asJSON[down](t, s, "down", "--kill"); d.Up || d.Stopped || d.Killed == nil || *d.Killed != 1 {
+		t.Errorf("oc down --kill as JSON, without a server: %+v", d)
+	}
+	if unit := asJSON[struct{ Path, Unit string }](t, s, "install-service", "--print"); !strings.HasSuffix(unit.Path, ".service") || !strings.Contains(unit.Unit, s.Data) {
+		t.Errorf("oc install-service --print as JSON: %+v", unit)
 	}
 }
 
