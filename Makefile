@@ -52,8 +52,9 @@ demo: build ## checkpoint, damage, restore and fork a live sandbox
 test: build ## unit and end-to-end suites, with the time of each (SUITE=name for one)
 	@tools/test $(SUITE)
 
-test-long: build ## the same code with larger counts
-	@OC_TEST_LONG=1 tools/test $(SUITE)
+test-long: export OC_TEST_LONG := 1
+test-long: build ## the same code with larger counts, and the tests that need PostgreSQL or the base template
+	@tools/test $(SUITE)
 
 bench: build ## benchmarks beside the bare engine, as a table
 	@OC_BIN=$(CURDIR)/$(OC) go run ./bench $(ARGS)
