@@ -21,5 +21,5 @@
 //
 // It knows the engine only through engine.Driver, the guest only through
 // agentclient; it does not know HTTP, checkpoints' rows or the store. Package
-// checkpoint builds its verbs on Operate, Launch and Replace.
+// checkpoint builds its verbs on Operate, Restore and Replace.
 package sandbox
