@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"regexp"
 	"testing"
 	"time"
@@ -48,6 +49,45 @@ func TestTimeoutRollsAndKeepsTheStateWhenItExpires(t *testing.T) {
 	clone.ticks()
 	if now := clone.counted(); now < counted {
 		t.Errorf("the spawn went back from %d to %d", counted, now)
+	}
+}
+
+// TestTimeoutRollsWithFilesAndTerminals uses sandboxes in nothing but one way for
+// longer than their timeout, and then leaves them alone.
+func TestTimeoutRollsWithFilesAndTerminals(t *testing.T) {
+	t.Parallel()
+	const timeout = 3 * time.Second
+	c := api(t, shared)
+	for what, use := range map[string]func(ctx context.Context, id string) error{
+		"files": func(ctx context.Context, id string) error {
+			_, err := c.ListFiles(ctx, id, "/")
+			return err
+		},
+		"terminals": func(ctx context.Context, id string) error {
+			pty, err := c.OpenPTY(ctx, id, client.PTYRequest{})
+			if err != nil {
+				return err
+			}
+			return c.ClosePTY(ctx, id, pty.SessionID)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			b := create(t, shared, "--timeout", "3")
+			began := time.Now()
+			await(t, "it is used for longer than its timeout", func() bool {
+				must(t, use(t.Context(), b.id))
+				return time.Since(began) > timeout+2*time.Second
+			})
+			last := time.Now()
+			if sb := b.get(); sb.Status != client.StatusRunning || time.Until(sb.EndAt) > timeout {
+				t.Errorf("while it is used it is %s (%s) and ends %v", sb.Status, sb.Reason, sb.EndAt)
+			}
+			await(t, "it expires", func() bool { return b.get().Reason == "expired" })
+			if early := timeout - time.Since(last); early > time.Second {
+				t.Errorf("it expired %v early", early)
+			}
+		})
 	}
 }
 
