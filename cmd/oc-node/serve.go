@@ -87,14 +87,7 @@ func serve(ctx context.Context, s node.Settings, log *slog.Logger, out io.Writer
 		fmt.Fprintf(out, "OpenComputer serves %s (data in %s)\n", url, s.DataDir)
 		// Not before: a start that fails must not be the first one, whose key
 		// nobody has seen.
-		key, err := n.FirstKey(ctx)
-		if err != nil {
-			return err
-		}
-		if key != "" {
-			introduce(out, url, key)
-		}
-		return nil
+		return n.FirstKey(ctx, func(key string) { introduce(out, url, key) })
 	})
 }
 

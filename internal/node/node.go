@@ -293,14 +293,20 @@ func (n *Node) signingKey() ([]byte, error) {
 	return key, durable.WriteFile(path, key, 0o600)
 }
 
-// FirstKey makes an API key if there is none yet, and gives it, else "".
-func (n *Node) FirstKey(ctx context.Context) (string, error) {
+// FirstKey makes an API key if there is none yet. It exists when show has been told
+// of it: before, the next start makes another.
+func (n *Node) FirstKey(ctx context.Context, show func(plain string)) error {
 	count, err := n.meta.CountKeys(ctx)
 	if err != nil || count > 0 {
-		return "", err
+		return err
 	}
-	plain, _, err := n.meta.CreateKey(ctx, DefaultOrg, "first")
-	return plain, err
+	return n.meta.InTx(ctx, func(tx *meta.DB) error {
+		plain, _, err := tx.CreateKey(ctx, DefaultOrg, "first")
+		if err == nil {
+			show(plain)
+		}
+		return err
+	})
 }
 
 // DefaultOrg is the org of the first key.
