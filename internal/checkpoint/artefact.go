@@ -205,7 +205,7 @@ func (s *Service) kick() {
 	}
 }
 
-// sweep frees what nobody needs, soon after something was deleted and now and
+// sweep finishes deletions and frees what nobody needs, soon after something was deleted and now and
 // then, until the service is closed.
 func (s *Service) sweep() {
 	var due time.Time // of the next audit
@@ -227,6 +227,7 @@ func (s *Service) sweep() {
 			continue
 		case <-timer.C:
 		}
+		s.finishDeletions(s.ctx)
 		audit := !time.Now().Before(due)
 		r, err := s.cfg.Store.Sweep(s.ctx, refs.Options{Audit: audit})
 		switch {

@@ -59,7 +59,10 @@ func (s *Service) ready(ctx context.Context, orgID, id string) (meta.Checkpoint,
 // artefact cannot be deleted until release is called. progress, unless nil, is told
 // of what has to be fetched for that.
 func (s *Service) open(ctx context.Context, c meta.Checkpoint, progress func(done, total int64)) (img store.Checkpoint, src sandbox.Source, release func(), err error) {
-	unlock := s.locks.rlock(c.ID)
+	unlock, err := s.locks.rlock(ctx, c.ID)
+	if err != nil {
+		return nil, src, nil, err
+	}
 	defer func() {
 		if err != nil {
 			unlock()

@@ -3,6 +3,7 @@
 package checkpoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,7 +91,7 @@ func (s *Service) Close() {
 
 // Start fails the rows that an earlier server left processing, finishes its
 // deletions, removes the artefacts of rows that are not ready, and begins to
-// sweep the store.
+// sweep the store. What cannot be removed stays for later.
 func (s *Service) Start(ctx context.Context) error {
 	stored, err := s.artefacts()
 	if err != nil {
@@ -108,9 +109,7 @@ func (s *Service) Start(ctx context.Context) error {
 		case meta.CheckpointProcessing:
 			s.fail(ctx, &c, errors.New("the server ended while it was being made"))
 		case meta.CheckpointDeleting:
-			if err := s.remove(ctx, c); err != nil {
-				return err
-			}
+			keep[artefactOf(c)] = true // until finishDeletions
 		case meta.CheckpointReady:
 			keep[artefactOf(c)] = true
 			if _, ok := stored[artefactOf(c)]; ok {
@@ -137,10 +136,11 @@ func (s *Service) Start(ctx context.Context) error {
 		}
 		if !keep[a] {
 			if err := s.discard(ctx, a); err != nil {
-				return err
+				s.cfg.Log.Error("removing what is left of a checkpoint failed; the next start tries again", "checkpoint", id, "error", err)
 			}
 		}
 	}
+	s.finishDeletions(ctx)
 	s.wg.Go(s.sweep)
 	return nil
 }
@@ -308,8 +308,12 @@ func (s *Service) Get(ctx context.Context, orgID, id string) (meta.Checkpoint, e
 	return c, err
 }
 
+// deleteWait is how long Delete waits for those who use a checkpoint.
+const deleteWait = 10 * time.Second
+
 // Delete removes a checkpoint and gives its space back. Sandboxes spawned from
-// it live on, those that are still loading too.
+// it live on, those that are still loading too. While it is exported, restored or
+// spawned from, that is a Conflict, after a moment.
 func (s *Service) Delete(ctx context.Context, orgID, sandboxID, id string) error {
 	c, err := s.Get(ctx, orgID, id)
 	if err != nil {
@@ -321,18 +325,39 @@ func (s *Service) Delete(ctx context.Context, orgID, sandboxID, id string) error
 	if c.Status == meta.CheckpointProcessing {
 		return fault.New(fault.Conflict, "checkpoint %s is still being made", id).WithHint("wait until it is ready or failed")
 	}
+	unlock, err := s.lockToDelete(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if c, err = s.Get(ctx, orgID, id); err != nil { // deleted meanwhile
+		return err
+	}
 	c.Status = meta.CheckpointDeleting
 	if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil {
 		return err
 	}
 	killpoint.Here(killpoint.DeleteMarked)
-	return s.remove(ctx, c)
+	if err := s.remove(ctx, c); err != nil {
+		s.kick()
+		return fault.Wrap(fault.As(err).Kind, err, "checkpoint %s is deleted, but its data could not be removed yet: %s", id, reason(err)).
+			WithHint("%s", cmp.Or(fault.As(err).Hint, "the server tries again by itself"))
+	}
+	return nil
 }
 
-// remove finishes the deletion of a row that is marked for it.
+func (s *Service) lockToDelete(ctx context.Context, id string) (unlock func(), err error) {
+	waiting, cancel := context.WithTimeout(ctx, deleteWait)
+	defer cancel()
+	unlock, err = s.locks.lock(waiting, id)
+	if err != nil && ctx.Err() == nil {
+		err = fault.New(fault.Conflict, "checkpoint %s is being exported, restored or spawned from", id).WithHint("try again when that is done")
+	}
+	return unlock, err
+}
+
+// remove finishes the deletion of a row that is marked for it, and locked.
 func (s *Service) remove(ctx context.Context, c meta.Checkpoint) error {
-	unlock := s.locks.lock(c.ID)
-	defer unlock()
 	if err := s.discard(ctx, artefactOf(c)); err != nil {
 		return err
 	}
@@ -340,57 +365,27 @@ func (s *Service) remove(ctx context.Context, c meta.Checkpoint) error {
 	return s.cfg.Meta.DeleteCheckpointRow(ctx, c.ID)
 }
 
-// locks keep an artefact from being deleted while it is being opened.
-type locks struct {
-	mu sync.Mutex
-	m  map[string]*rwlock
-}
-
-type rwlock struct {
-	sync.RWMutex
-	users int
-}
-
-func (l *locks) get(id string) *rwlock {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.m == nil {
-		l.m = map[string]*rwlock{}
+// finishDeletions removes the rows that are marked for it and that nobody is at.
+// One that cannot be removed now is tried again with the next sweep.
+func (s *Service) finishDeletions(ctx context.Context) {
+	rows, err := s.cfg.Meta.CheckpointsAnyOrg(ctx, meta.CheckpointDeleting)
+	if err != nil {
+		s.cfg.Log.Error("finishing deletions failed", "error", err)
 	}
-	k := l.m[id]
-	if k == nil {
-		k = &rwlock{}
-		l.m[id] = k
+	for _, c := range rows {
+		if s.locks.held(c.ID) {
+			continue
+		}
+		unlock, err := s.locks.lock(ctx, c.ID)
+		if err != nil {
+			return
+		}
+		err = s.remove(ctx, c)
+		unlock()
+		if err != nil && ctx.Err() == nil {
+			s.cfg.Log.Error("deleting a checkpoint failed; it is tried again", "checkpoint", c.ID, "error", err)
+		}
 	}
-	k.users++
-	return k
-}
-
-func (l *locks) put(id string, k *rwlock) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if k.users--; k.users == 0 {
-		delete(l.m, id)
-	}
-}
-
-// held tells whether anybody has or waits for the lock of an id.
-func (l *locks) held(id string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.m[id] != nil
-}
-
-func (l *locks) lock(id string) (unlock func()) {
-	k := l.get(id)
-	k.Lock()
-	return func() { k.Unlock(); l.put(id, k) }
-}
-
-func (l *locks) rlock(id string) (unlock func()) {
-	k := l.get(id)
-	k.RLock()
-	return func() { k.RUnlock(); l.put(id, k) }
 }
 
 // automaticName makes the name of an automatic checkpoint: a prefix and 8 hex

@@ -196,7 +196,10 @@ func (s *Service) Convert(ctx context.Context, orgID, id string, progress func(d
 	if err != nil || c.Object != "" {
 		return c, err
 	}
-	unlock := s.locks.lock(c.ID)
+	unlock, err := s.locks.lock(ctx, c.ID)
+	if err != nil {
+		return c, err
+	}
 	defer unlock()
 	if c, err = s.whole(ctx, orgID, id); err != nil || c.Object != "" { // converted meanwhile, or deleted
 		return c, err

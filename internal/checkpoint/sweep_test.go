@@ -5,6 +5,7 @@ package checkpoint
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/opencomputer/oc/internal/bucket"
 	"github.com/opencomputer/oc/internal/bucket/dir"
 	"github.com/opencomputer/oc/internal/durable"
+	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/store"
 	"github.com/opencomputer/oc/internal/store/refs"
 )
@@ -95,14 +97,19 @@ func written(t *testing.T, b bucket.Bucket) (w *refs.Writer, pack string) {
 	return w, pack
 }
 
-// sweeping is a service that only sweeps a store.
+// sweeping is a service that only sweeps a store, and has no rows.
 func sweeping(t *testing.T, where store.Config) *Service {
 	t.Helper()
 	st, err := store.Open(t.Context(), where, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Service{cfg: Config{Store: st, Log: slog.New(slog.DiscardHandler)}, tidy: time.NewTimer(0), swept: make(chan struct{}, 1)}
+	db, err := meta.Open(t.Context(), filepath.Join(where.State, "meta.db"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	s := &Service{cfg: Config{Meta: db, Store: st, Log: slog.New(slog.DiscardHandler)}, tidy: time.NewTimer(0), swept: make(chan struct{}, 1)}
 	s.ctx, s.cancel = context.WithCancel(t.Context())
 	s.wg.Go(s.sweep)
 	return s

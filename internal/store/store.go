@@ -358,9 +358,17 @@ func (s *Store) learn(id string, packs []string, m *Manifest, packed []packedPac
 }
 
 // Delete has a checkpoint go: nobody can open it any more. What it alone needed
-// is freed by the next Sweep. A missing one is nil.
+// is freed by the next Sweep, or, if its object is damaged, by the next audit. A
+// missing one is nil. It fails with a Conflict while somebody reads one that is
+// damaged.
 func (s *Store) Delete(ctx context.Context, id string) error {
-	if err := s.refs.Delete(ctx, id); err != nil && !errors.Is(err, bucket.ErrNotExist) {
+	err := s.refs.Delete(ctx, id)
+	switch {
+	case errors.Is(err, refs.ErrState):
+		return fault.Wrap(fault.Conflict, err, "it is in use: %v", err)
+	case errors.Is(err, refs.ErrNewer):
+		return newer(fault.Wrap(fault.Invalid, err, "it was written by a later release: %v", err))
+	case err != nil && !errors.Is(err, bucket.ErrNotExist):
 		return fmt.Errorf("store: deleting a checkpoint: %w", err)
 	}
 	s.forget(id)

@@ -3,11 +3,13 @@
 package refs
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -146,13 +148,21 @@ func (l *Log) page(ctx context.Context, prefix, after string) ([]bucket.Object, 
 
 // Delete makes that a checkpoint cannot be used any more; its packs are freed
 // by a sweep. Deleting what is deleted or gone is no error. A write that has
-// expired is revoked; one that has not, or a lease, is ErrState.
+// expired is revoked; one that has not, or a lease, is ErrState. A damaged object
+// goes at once, and what only it listed is freed by an audit; while somebody pins
+// it, that is ErrState too.
 func (l *Log) Delete(ctx context.Context, id string) error {
 	var last error
 	for range l.tries {
 		o, etag, err := l.get(ctx, id)
 		if errors.Is(err, bucket.ErrNotExist) {
 			return nil
+		}
+		if errors.Is(err, ErrDamaged) {
+			if last = l.drop(ctx, id); last == nil || errors.Is(last, ErrState) {
+				return last
+			}
+			continue
 		}
 		if err != nil {
 			return err
@@ -184,6 +194,55 @@ func (l *Log) delete(ctx context.Context, o *Object, etag string) error {
 	}
 	_, err = l.b.Put(ctx, Prefix+o.ID, body, bucket.Condition{ETag: etag})
 	return err
+}
+
+// drop removes a damaged object. It cannot say any more what it listed, so nobody
+// may rely on that: whoever began before it was damaged has a claim by now, which
+// pins it; and whoever begins later does not understand it.
+func (l *Log) drop(ctx context.Context, id string) error {
+	if e, ok := l.b.(bucket.Excluder); ok {
+		release, err := e.Exclude(ctx)
+		if err != nil {
+			return fmt.Errorf("refs: delete %s: %w", id, err)
+		}
+		defer release()
+	}
+	err := l.walk(ctx, Prefix, func(e bucket.Object) error {
+		if e.Key <= Prefix+id { // what pins it has a later id
+			return nil
+		}
+		return l.unpinned(ctx, strings.TrimPrefix(e.Key, Prefix), id)
+	})
+	if err != nil {
+		return err
+	}
+	if _, _, err := l.get(ctx, id); !errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("refs: delete %s: it is not damaged any more: %w", id, cmp.Or(err, bucket.ErrCondition))
+	}
+	if err := l.b.Delete(ctx, Prefix+id); err != nil {
+		return fmt.Errorf("refs: delete %s: %w", id, err)
+	}
+	return nil
+}
+
+// unpinned is ErrState while the object of a claim pins an id. An expired one is
+// revoked.
+func (l *Log) unpinned(ctx context.Context, claim, id string) error {
+	if !ValidID(claim) {
+		return nil // nobody's
+	}
+	o, etag, err := l.get(ctx, claim)
+	switch {
+	case errors.Is(err, bucket.ErrNotExist), errors.Is(err, ErrDamaged): // another checkpoint: claims do not get old
+		return nil
+	case err != nil:
+		return err
+	case !slices.Contains(o.Pins, id):
+		return nil
+	case l.expired(o):
+		return l.revoke(ctx, o, etag)
+	}
+	return fmt.Errorf("%w: %s is damaged, and %s relies on it (%s until %s)", ErrState, id, claim, o.State, o.Expiry.Format(time.RFC3339))
 }
 
 // revoke ends a claim; it lives until this has succeeded.
