@@ -26,9 +26,9 @@ func (s *Service) Verify(ctx context.Context, orgID, id string, progress func(do
 		defer img.Close()
 		err = img.Verify(ctx, progress)
 	}
-	if err == nil && c.Status == meta.CheckpointDamaged {
-		_, err := s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointReady, "")
-		return err
+	if (err == nil || errors.Is(err, store.ErrNotNeeded)) && c.Status == meta.CheckpointDamaged {
+		_, e := s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointReady, "")
+		return errors.Join(err, e)
 	}
 	return s.noteDamage(ctx, c, err)
 }

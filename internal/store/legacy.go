@@ -19,8 +19,8 @@ type Checkpoint interface {
 	Ranges() []engine.PageRange
 	// File gives one of the capture's files: FileState, FileMeta or FilePages.
 	File(name string) File
-	// Verify reads and checks everything; progress, if not nil, is told the bytes
-	// that are checked, and all.
+	// Verify reads and checks everything that is stored; progress, if not nil, is told
+	// the bytes that are checked, and all. It is ErrNotNeeded where all can be used.
 	Verify(ctx context.Context, progress func(done, total int64)) error
 	// Usable finds what reads of the checkpoint would come upon, before anything
 	// depends on them. It may be much faster than Verify, and pass over damage that

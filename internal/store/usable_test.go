@@ -179,6 +179,45 @@ func TestUsable(t *testing.T) {
 	}
 }
 
+// What is in the cache hides nothing that is wrong in the store from Verify.
+func TestVerifyReadsTheStore(t *testing.T) {
+	t.Parallel()
+	x := newExhibit(t)
+	x.s.vault.remote = true // so that all is cached
+	verify := func() error {
+		im, err := x.s.Image(t.Context(), x.ids[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer im.Close()
+		var last, total int64
+		err = im.Verify(t.Context(), func(done, of int64) { last, total = max(last, done), of })
+		if err == nil && last != total {
+			t.Errorf("verified %d bytes of %d", last, total)
+		}
+		if e := im.Usable(t.Context()); e != nil {
+			t.Errorf("usable: %v", e)
+		}
+		return err
+	}
+	if err := verify(); err != nil {
+		t.Fatal(err)
+	}
+	for what, key := range map[string]string{
+		"a pack": x.firstPacks[0], "the engine": x.manifests[1].Engine.Parts[0].Key, "the image": x.manifests[1].Image.Parts[0].Key,
+	} {
+		x.flip(t, key, 30)
+		if err := verify(); !fault.Is(err, fault.Damaged) || errors.Is(err, ErrNotNeeded) {
+			t.Errorf("a byte of %s: %v", what, err)
+		}
+		x.flip(t, key, 30)
+	}
+	x.flip(t, x.manifests[1].Hashes.Key, 30)
+	if err := verify(); fault.Is(err, fault.Damaged) || !errors.Is(err, ErrNotNeeded) {
+		t.Errorf("a byte of the hashes: %v", err)
+	}
+}
+
 // A page of its own and one that is not are damaged in one segment: what a read
 // gives is right or an error.
 func TestUsableWithBoth(t *testing.T) {

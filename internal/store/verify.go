@@ -14,59 +14,105 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/store/format"
 )
 
-// Verify implements Checkpoint, on all CPUs; what is not local comes into the
-// cache.
+// ErrNotNeeded says of damage that it keeps nothing from being read.
+var ErrNotNeeded = errors.New("nothing that can be read of it is damaged")
+
+// Verify implements Checkpoint, on all CPUs. It reads everything from the bucket,
+// whatever is in the cache; what is not there comes there. Damage in the table of
+// hashes alone is ErrNotNeeded: the next checkpoint copies more than it would.
 func (im *Image) Verify(ctx context.Context, progress func(done, total int64)) error {
-	return im.verifyAll(ctx, nil, progress)
+	m := im.manifest
+	parts := im.verifySegments(func(ctx context.Context, i int, room *[]byte) error { return im.verify(ctx, i, nil, true, room) })
+	for _, b := range []*Blob{m.Engine, m.Image} {
+		for i := 0; b != nil && i < len(b.Parts); i++ {
+			parts = append(parts, im.verifyObject(b.Parts[i]))
+		}
+	}
+	if err := verifyAll(ctx, im.vault, parts, progress); err != nil {
+		return err
+	}
+	err := im.verifyObject(m.Hashes).verify(ctx, nil)
+	if fault.Is(err, fault.Damaged) {
+		return fault.Wrap(fault.Invalid, ErrNotNeeded, "checkpoint %s can be used, but its table of hashes is damaged", m.Checkpoint).
+			WithHint("nothing needs to be done: the next checkpoint of a sandbox made of it is larger")
+	}
+	return err
 }
 
-// Usable implements Checkpoint: as Verify, but of a segment that is read from the
+// Usable implements Checkpoint: as Verify, but only of what is read of the pages
+// when it is restored, and with the cache trusted. Of a segment that is read from the
 // bucket each time it looks only at the pages that this checkpoint has of it, and
 // only by their cheap hashes: the deeper a chain, the more in its segments is of
 // other checkpoints only. Reads check again, by the strong hashes, and let by what
 // passes here: see fetch.
 func (im *Image) Usable(ctx context.Context) error {
 	c, _ := im.cheapHashes(ctx) // without them all is checked by the strong ones
-	return im.verifyAll(ctx, c, nil)
+	return verifyAll(ctx, im.vault, im.verifySegments(func(ctx context.Context, i int, room *[]byte) error {
+		return im.verify(ctx, i, c, false, room)
+	}), nil)
 }
 
-// verifyAll checks the segments, pack by pack. What matches its cheap hashes, if
-// they are given, needs no strong one.
-func (im *Image) verifyAll(ctx context.Context, c *cheapHashes, progress func(done, total int64)) error {
+// verified is a part of what is to be checked.
+type verified struct {
+	size   int64
+	verify func(ctx context.Context, room *[]byte) error // room is for bytes that are not kept
+}
+
+// verifySegments are the segments, pack by pack.
+func (im *Image) verifySegments(verify func(ctx context.Context, i int, room *[]byte) error) []verified {
 	segments := im.table.Segments
 	order := make([]int, len(segments))
-	var total int64
-	for i, s := range segments {
+	for i := range order {
 		order[i] = i
-		total += int64(s.Size)
 	}
 	slices.SortFunc(order, func(i, j int) int {
 		a, b := &segments[i], &segments[j]
 		return cmp.Or(cmp.Compare(a.Pack, b.Pack), cmp.Compare(a.Offset, b.Offset))
 	})
+	parts := make([]verified, len(order))
+	for n, i := range order {
+		parts[n] = verified{int64(segments[i].Size), func(ctx context.Context, room *[]byte) error { return verify(ctx, i, room) }}
+	}
+	return parts
+}
+
+// verifyObject is an object that the manifest names.
+func (im *Image) verifyObject(o Object) verified {
+	return verified{o.Size, func(ctx context.Context, _ *[]byte) error {
+		_, err := im.vault.object(ctx, im.manifest.Checkpoint, o)
+		return err
+	}}
+}
+
+// verifyAll checks the parts, in about their order.
+func verifyAll(ctx context.Context, v *vault, parts []verified, progress func(done, total int64)) error {
 	var mu sync.Mutex
-	var done int64
-	report := func(n uint32) {
+	var done, total int64
+	for _, p := range parts {
+		total += p.size
+	}
+	report := func(n int64) {
 		mu.Lock()
 		defer mu.Unlock()
-		if done += int64(n); progress != nil {
+		if done += n; progress != nil {
 			progress(done, total)
 		}
 	}
 	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	for range min(max(runtime.GOMAXPROCS(0), im.vault.parallel()), len(order)) {
+	for range min(max(runtime.GOMAXPROCS(0), v.parallel()), len(parts)) {
 		g.Go(func() error {
 			var room []byte // for one segment after the other
-			for n := next.Add(1) - 1; n < int64(len(order)) && ctx.Err() == nil; n = next.Add(1) - 1 {
-				if err := im.verify(ctx, order[n], c, &room); err != nil {
+			for n := next.Add(1) - 1; n < int64(len(parts)) && ctx.Err() == nil; n = next.Add(1) - 1 {
+				if err := parts[n].verify(ctx, &room); err != nil {
 					return err
 				}
-				report(segments[order[n]].Size)
+				report(parts[n].size)
 			}
 			return nil
 		})
@@ -74,24 +120,26 @@ func (im *Image) verifyAll(ctx context.Context, c *cheapHashes, progress func(do
 	return errors.Join(g.Wait(), parent.Err())
 }
 
-// verify checks segment i, unless the cache has it.
-func (im *Image) verify(ctx context.Context, i int, c *cheapHashes, room *[]byte) error {
+// verify checks segment i, stored or, unless stored is demanded, in the cache. What
+// matches its cheap hashes, if they are given, needs no strong one.
+func (im *Image) verify(ctx context.Context, i int, c *cheapHashes, stored bool, room *[]byte) error {
 	s := &im.table.Segments[i]
-	if im.vault.direct(s.Codec) {
-		b, err := im.read(ctx, i, *room)
-		if err != nil {
-			return err
-		}
-		if *room = b; c.match(i, b) {
-			return nil
-		}
-		return im.prove(i, b)
-	}
-	if im.packs[s.Pack].Has(int(s.First), int(s.Pages)) {
+	has := !im.vault.direct(s.Codec) && im.packs[s.Pack].Has(int(s.First), int(s.Pages))
+	if has && !stored {
 		return nil
 	}
-	_, err := im.fetch(ctx, i)
-	return err
+	if !has && !im.vault.direct(s.Codec) {
+		_, err := im.fetch(ctx, i)
+		return err
+	}
+	b, err := im.read(ctx, i, *room)
+	if err != nil {
+		return err
+	}
+	if *room = b; c.match(i, b) {
+		return nil
+	}
+	return im.prove(i, b)
 }
 
 // spared tells whether the damage in what was read of segment i is in no page of
