@@ -20,7 +20,8 @@ import (
 )
 
 // A damaged checkpoint is shown and can be deleted, but not used. It takes no
-// place of another, and the start of a server leaves what is stored of it.
+// place of another, the start of a server leaves what is stored of it, and what it
+// shares with others is not built on when it is gone.
 func TestDamaged(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -50,6 +51,9 @@ func TestDamaged(t *testing.T) {
 	}
 	if err := n.checkpoints.Delete(t.Context(), n.Org, sb.ID, c.ID); err != nil {
 		t.Error(err)
+	}
+	if known, err := os.ReadFile(filepath.Join(n.state, "damaged")); err != nil || !strings.Contains(string(known), "packs/"+c.Object) {
+		t.Errorf("the store distrusts %q, %v", known, err)
 	}
 	if ids := n.stored(); len(ids) != checkpoint.MaxPerSandbox || slices.Contains(ids, c.ID) {
 		t.Errorf("in the store: %v", ids)

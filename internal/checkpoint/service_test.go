@@ -30,6 +30,7 @@ func TestMain(m *testing.M) { sandboxtest.Main(m) }
 type node struct {
 	*sandboxtest.World
 	dir, spool  string
+	state       string // the store's
 	store       *store.Store
 	sandboxes   *sandbox.Service
 	checkpoints *checkpoint.Service
@@ -62,7 +63,8 @@ func (n *node) start(t *testing.T) {
 func (n *node) openStore(t *testing.T) {
 	t.Helper()
 	var err error
-	n.store, err = store.Open(t.Context(), store.Config{Dir: n.dir, State: t.TempDir(), Cache: filepath.Join(t.TempDir(), "cache"), CacheBytes: 1 << 30}, n.Log)
+	n.state = t.TempDir()
+	n.store, err = store.Open(t.Context(), store.Config{Dir: n.dir, State: n.state, Cache: filepath.Join(t.TempDir(), "cache"), CacheBytes: 1 << 30}, n.Log)
 	if err != nil {
 		t.Fatal(err)
 	}

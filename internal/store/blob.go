@@ -49,7 +49,7 @@ func (p *put) blob(ctx context.Context, kind, sum, path string) (*Blob, error) {
 		return nil, nil
 	}
 	for _, base := range p.w.Bases() {
-		if b := p.s.catalog.blob(base.ID, kind, sum); b != nil {
+		if b := p.s.catalog.blob(base.ID, kind, sum); b != nil && !p.s.spoiled.hasOf(b) {
 			return b, nil
 		}
 	}

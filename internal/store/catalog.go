@@ -92,8 +92,9 @@ func (c *catalog) listed(ids []string) map[string]bool {
 }
 
 // cover adds to pins objects that list the packs in which most pages were found,
-// and that keep the files that the manifest needs; none of distrust for those.
-func (c *catalog) cover(pins []string, pages map[string]int, m Manifest, distrust []string) []string {
+// and that keep the files that the manifest needs; none of distrust for those, nor
+// with a spoiled file.
+func (c *catalog) cover(pins []string, pages map[string]int, m Manifest, distrust []string, spoiled func(*Blob) bool) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	covered := map[string]bool{}
@@ -123,7 +124,8 @@ func (c *catalog) cover(pins []string, pages map[string]int, m Manifest, distrus
 	}
 	for _, f := range [][2]string{{kindEngine, m.Build}, {kindImage, m.ImageHash}} {
 		has := func(id string) bool {
-			return c.objects[id].blob(f[0], f[1]) != nil && !slices.Contains(distrust, id)
+			b := c.objects[id].blob(f[0], f[1])
+			return b != nil && !spoiled(b) && !slices.Contains(distrust, id)
 		}
 		if slices.ContainsFunc(pins, has) {
 			continue

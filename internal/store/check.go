@@ -65,7 +65,7 @@ var prefixes = []string{kindEngine + "/", kindImage + "/", "packs/"}
 func (s *Store) Check(ctx context.Context, readData bool, progress func(done, total int64)) (*CheckReport, error) {
 	c := &checker{
 		v: s.vault, r: &CheckReport{Objects: map[string]bool{}}, sizes: map[string]int64{}, needed: map[string][]string{},
-		names: map[string]string{}, segments: map[string]map[neededSegment][]string{}, parts: map[string]Object{},
+		names: map[string]string{}, segments: map[string]map[neededSegment][]string{}, parts: map[string]Object{}, sound: map[string]bool{},
 	}
 	claimed := map[string]bool{} // keys, and the objects whose own keys may all be needed
 	err := s.refs.List(ctx, func(o *refs.Object, err error) error {
@@ -99,15 +99,11 @@ func (s *Store) Check(ctx context.Context, readData bool, progress func(done, to
 	if err := c.packs(ctx, readData, progress); err != nil {
 		return nil, err
 	}
-	if err := c.forgive(ctx, s.refs); err != nil {
+	if err := s.distrust(c.spoiled(), c.fine); err != nil { // before it is forgiven: others may come to need it
 		return nil, err
 	}
-	for _, p := range c.r.Problems { // a later checkpoint must not come to need what is wrong there
-		if p.Harmless && c.needed[p.Key] != nil {
-			if err := s.index.RemovePack(p.Key); err != nil {
-				return nil, fmt.Errorf("store: %w", err)
-			}
-		}
+	if err := c.forgive(ctx, s.refs); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(c.r.Problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Key, b.Key), cmp.Compare(a.What, b.What))
@@ -125,6 +121,7 @@ type checker struct {
 	names    map[string]string                     // checkpoints' ids by their objects'
 	segments map[string]map[neededSegment][]string // by pack: ids of the objects that have pages of each
 	parts    map[string]Object                     // of files that checkpoints rest on
+	sound    map[string]bool                       // packs and parts that were looked at: whether all was read and right
 }
 
 // neededSegment is a segment of a pack, as a table tells it.
@@ -234,7 +231,9 @@ func (c *checker) packs(ctx context.Context, readData bool, progress func(done, 
 			if err != nil && !damage(err) {
 				return err
 			}
-			c.blame(ids, k, err, false)
+			if c.blame(ids, k, err, false); readData {
+				c.judge(k, true)
+			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if done += c.sizes[k]; progress != nil {
@@ -277,9 +276,37 @@ func inWords(what string, err error) error {
 
 // blame notes a problem of those that have it; nil is none.
 func (c *checker) blame(ids []string, key string, err error, harmless bool) {
+	if err != nil {
+		c.judge(key, false)
+	}
 	for i := 0; err != nil && i < len(ids); i++ {
 		c.problem(Problem{c.names[ids[i]], ids[i], key, err.Error(), harmless})
 	}
+}
+
+// judge notes whether an object is sound; once it is not, it is not.
+func (c *checker) judge(key string, sound bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if before, ok := c.sound[key]; !ok || before {
+		c.sound[key] = sound
+	}
+}
+
+// spoiled are the objects that are not sound.
+func (c *checker) spoiled() (keys []string) {
+	for key, sound := range c.sound {
+		if !sound {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// fine tells that there is nothing wrong with an object, or that it is gone.
+func (c *checker) fine(key string) bool {
+	_, there := c.sizes[key]
+	return c.sound[key] || !there
 }
 
 // pack checks an object that checkpoints need. It notes what is wrong with a part of

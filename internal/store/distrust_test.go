@@ -42,20 +42,23 @@ func TestDistrust(t *testing.T) {
 	}
 }
 
-// Damage is of those who have pages in what is damaged, and when nobody has any, nobody
-// comes to need it.
-func TestDamageIsOfThoseWhoHaveIt(t *testing.T) {
-	t.Parallel()
-	x := &exhibit{b: &buckettest.Memory{}}
-	x.s = openStore(t, x.b)
-	image := func(id string) *Image {
-		im, err := x.s.Image(t.Context(), id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(im.Close)
-		return im
+// image opens one of the checkpoints.
+func (x *exhibit) image(t *testing.T, i int) *Image {
+	t.Helper()
+	im, err := x.s.Image(t.Context(), x.ids[i])
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(im.Close)
+	return im
+}
+
+// newPartlySpoiled is a store of two checkpoints, which list the same packs, with
+// damage in what only the first one has of these.
+func newPartlySpoiled(t *testing.T, state string) *exhibit {
+	t.Helper()
+	x := &exhibit{b: &buckettest.Memory{}}
+	x.s = openStoreIn(t, x.b, state)
 	put := func(i int, req PutRequest) {
 		var err error
 		if x.ids[i], _, err = x.s.Put(t.Context(), req); err != nil {
@@ -67,14 +70,13 @@ func TestDamageIsOfThoseWhoHaveIt(t *testing.T) {
 	put(0, PutRequest{Manifest: Manifest{Checkpoint: "cp-1", Org: "o"}, Capture: x.want[0].capture(nil)})
 	random(g.rng, g.files[0][len(g.files[0])/2:]) // most of what it has is replaced
 	x.want[1] = g.content()
-	base := image(x.ids[0])
+	base := x.image(t, 0)
 	on, err := base.Base(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	put(1, PutRequest{Manifest: Manifest{Checkpoint: "cp-2", Org: "o"}, Base: base, Capture: x.want[1].capture(on)})
-	base.Close()
-	first, second := image(x.ids[0]), image(x.ids[1])
+	first, second := base, x.image(t, 1)
 	has := map[string]map[int64]bool{}
 	for _, s := range second.table.Segments {
 		k := second.table.Packs[s.Pack]
@@ -94,30 +96,122 @@ func TestDamageIsOfThoseWhoHaveIt(t *testing.T) {
 	if !hit {
 		t.Fatal("all that the first checkpoint has in packs that it shares, the second one has too")
 	}
-	check := func() *CheckReport {
-		r, err := x.s.Check(t.Context(), true, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
-	if d := check().Damaged(); d[x.ids[0]] == "" || d[x.ids[1]] != "" {
-		t.Errorf("damaged: %v; the first one is %s", d, x.ids[0])
-	}
 	first.Close()
-	if err := x.s.Delete(t.Context(), x.ids[0]); err != nil {
-		t.Fatal(err)
-	}
-	if r := check(); len(r.Damaged()) != 0 || len(r.Problems) == 0 {
-		t.Errorf("with the first one deleted: %+v", r.Problems)
-	}
-	req := PutRequest{Manifest: Manifest{Checkpoint: "cp-3", Org: "o"}, Capture: x.want[0].capture(nil)}
-	id, _, err := x.s.Put(t.Context(), req)
+	second.Close()
+	return x
+}
+
+func (x *exhibit) check(t *testing.T) *CheckReport {
+	t.Helper()
+	r, err := x.s.Check(t.Context(), true, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.rightOrDamaged(t, openStore(t, x.b), id, x.want[0], false)
-	req.Base, req.Distrust = second, []string{x.ids[1]}
+	return r
+}
+
+// Damage is of those who have pages in what is damaged, and when nobody has any, nobody
+// comes to need it: whoever found it, and also after the server was replaced.
+func TestDamageIsOfThoseWhoHaveIt(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		find    func(t *testing.T, x *exhibit)
+		again   bool // a check when the first one is deleted
+		replace bool // the server, before the next checkpoint
+	}{
+		"a check":                       {find: found},
+		"a check, the server replaced":  {find: found, replace: true},
+		"a check, and again":            {find: found, again: true},
+		"a reader, the server replaced": {find: distrusted, replace: true},
+		"a check of what is left":       {find: func(*testing.T, *exhibit) {}, again: true, replace: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			state := t.TempDir()
+			x := newPartlySpoiled(t, state)
+			tt.find(t, x)
+			if err := x.s.Delete(t.Context(), x.ids[0]); err != nil {
+				t.Fatal(err)
+			}
+			if tt.again {
+				if r := x.check(t); len(r.Damaged()) != 0 || len(r.Problems) == 0 {
+					t.Errorf("with the first one deleted: %+v", r.Problems)
+				}
+			}
+			if tt.replace {
+				x.s.Close()
+				x.s = openStoreIn(t, x.b, state)
+			}
+			if _, err := x.s.Reindex(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			id, _, err := x.s.Put(t.Context(), PutRequest{Manifest: Manifest{Checkpoint: "cp-3", Org: "o"}, Capture: x.want[0].capture(nil)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.rightOrDamaged(t, openStore(t, x.b), id, x.want[0], false)
+		})
+	}
+}
+
+// found has a check find what newPartlySpoiled spoils.
+func found(t *testing.T, x *exhibit) {
+	t.Helper()
+	if d := x.check(t).Damaged(); d[x.ids[0]] == "" || d[x.ids[1]] != "" {
+		t.Errorf("damaged: %v; the first one is %s", d, x.ids[0])
+	}
+}
+
+// distrusted has whoever came upon it say that the first checkpoint is damaged.
+func distrusted(t *testing.T, x *exhibit) {
+	t.Helper()
+	if err := x.s.Distrust(x.ids[0]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What is whole again, or gone, is not remembered as damaged.
+func TestSpoiledForgets(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	x := newPartlySpoiled(t, state)
+	distrusted(t, x)
+	found(t, x)
+	damaged := len(x.s.spoiled.keys)
+	whole := openStore(t, x.b).spoiled
+	if damaged == 0 || len(whole.keys) != 0 {
+		t.Fatalf("%d damaged packs; a server of another directory knows %d", damaged, len(whole.keys))
+	}
+	for key := range x.s.spoiled.keys {
+		if err := x.b.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range x.ids {
+		if err := x.s.Delete(t.Context(), x.ids[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.check(t)
+	if again, err := openSpoiled(x.s.spoiled.path); err != nil || len(again.keys) != 0 {
+		t.Errorf("%v, %v", again.keys, err)
+	}
+
+	sound := newExhibit(t)
+	if err := sound.s.Distrust(sound.ids[1]); err != nil || !sound.s.spoiled.has(sound.firstPacks[0]) {
+		t.Fatal("not distrusted", err)
+	}
+	if sound.clean(t); sound.s.spoiled.has(sound.firstPacks[0]) {
+		t.Error("what a check has read whole is still distrusted")
+	}
+}
+
+// What is found damaged while a capture of it is stored is not built on.
+func TestDistrustOfTheBase(t *testing.T) {
+	t.Parallel()
+	x := newExhibit(t)
+	req := PutRequest{Manifest: Manifest{Checkpoint: "cp-3", Org: "o"}, Capture: x.want[0].capture(nil)}
+	req.Base, req.Distrust = x.image(t, 1), []string{x.ids[1]}
 	if _, _, err := x.s.Put(t.Context(), req); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("on a base that was found damaged: %v", err)
 	}

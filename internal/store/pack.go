@@ -89,12 +89,15 @@ func (p *put) bases() []string {
 			name, _, _ = p.s.index.Pack(h.at.Pack)
 			names[h.at.Pack] = name
 		}
-		if !p.spoiled[name] {
+		if p.trusts(name) {
 			pages[name]++
 		}
 	}
-	return p.s.catalog.cover(pins, pages, p.req.Manifest, p.req.Distrust)
+	return p.s.catalog.cover(pins, pages, p.req.Manifest, p.req.Distrust, p.s.spoiled.hasOf)
 }
+
+// trusts tells whether hints may lead to a pack.
+func (p *put) trusts(pack string) bool { return !p.spoiled[pack] && !p.s.spoiled.has(pack) }
 
 // usable gives the packs that this checkpoint may refer to.
 func (p *put) usable() (map[string]bool, error) {
@@ -123,7 +126,7 @@ func (p *put) settle(usable map[string]bool) {
 	for _, h := range p.hints {
 		t, ok := tables[h.at.Pack]
 		if !ok {
-			if name, raw, ok := p.s.index.Pack(h.at.Pack); ok && usable[name] && !p.spoiled[name] {
+			if name, raw, ok := p.s.index.Pack(h.at.Pack); ok && usable[name] && p.trusts(name) {
 				t, _ = format.DecodeTable(raw) // a hint that cannot be read is none
 			}
 			tables[h.at.Pack] = t

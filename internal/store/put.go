@@ -109,7 +109,7 @@ type put struct {
 	where   []place       // of each page
 	twins   []int32       // for each page, an earlier one of the same contents, or -1
 	hints   []hint
-	spoiled map[string]bool // packs that hints must not lead to
+	spoiled map[string]bool // packs of what the request distrusts
 	fresh   []int32         // pages to be stored, in order
 	done    int64           // of them
 

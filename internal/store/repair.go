@@ -73,13 +73,13 @@ func (s *Store) setAside(ctx context.Context, key string) error {
 	return nil
 }
 
-// Reindex adds the packs to the index that it does not know, from the packs
-// themselves, and gives their number.
+// Reindex adds the packs to the index that it does not know, but for those with
+// damage, from the packs themselves, and gives their number.
 func (s *Store) Reindex(ctx context.Context, progress func(done, total int64)) (added int, err error) {
 	var missing []bucket.Object
 	var done, total int64
 	err = s.vault.list(ctx, refs.PackRoot, func(o bucket.Object) {
-		if s.catalog.needs(o.Key) && !s.index.HasPack(o.Key) {
+		if s.catalog.needs(o.Key) && !s.index.HasPack(o.Key) && !s.spoiled.has(o.Key) {
 			missing = append(missing, o)
 			total += o.Size
 		}

@@ -47,6 +47,7 @@ type Store struct {
 	refs    *refs.Log
 	index   *index.Index
 	catalog *catalog
+	spoiled *spoiled
 	unread  []string // ids of objects that were there when it was opened, and could not be read
 	log     *slog.Logger
 	buffers sync.Pool // of hashChunk pages
@@ -68,7 +69,10 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	s := newStore(cfg, v, ix, log)
-	if err := s.survey(ctx); err != nil {
+	if s.spoiled, err = openSpoiled(filepath.Join(cfg.State, "damaged")); err == nil {
+		err = s.survey(ctx)
+	}
+	if err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -85,7 +89,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Store, error) {
 
 func newStore(cfg Config, v *vault, ix *index.Index, log *slog.Logger) *Store {
 	s := &Store{
-		cfg: cfg, vault: v, refs: refs.New(v.b, refsConfig), index: ix, catalog: newCatalog(), log: log,
+		cfg: cfg, vault: v, refs: refs.New(v.b, refsConfig), index: ix, catalog: newCatalog(), spoiled: &spoiled{}, log: log,
 		buffers: sync.Pool{New: func() any { b := make([]byte, hashChunk*format.PageSize); return &b }},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())

@@ -45,7 +45,12 @@ func random(rng *rand.Rand, b []byte) {
 // openStore opens a store on a bucket as a server of its own.
 func openStore(t testing.TB, b bucket.Bucket) *Store {
 	t.Helper()
-	dir := t.TempDir()
+	return openStoreIn(t, b, t.TempDir())
+}
+
+// openStoreIn opens it as the server of a directory.
+func openStoreIn(t testing.TB, b bucket.Bucket, dir string) *Store {
+	t.Helper()
 	ix, err := index.Open(filepath.Join(dir, "index"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +61,10 @@ func openStore(t testing.TB, b bucket.Bucket) *Store {
 	}
 	s := newStore(Config{}, &vault{b: b, cache: c}, ix, slog.New(slog.DiscardHandler))
 	t.Cleanup(s.Close)
-	if err := s.survey(t.Context()); err != nil {
+	if s.spoiled, err = openSpoiled(filepath.Join(dir, "damaged")); err == nil {
+		err = s.survey(t.Context())
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	return s
