@@ -251,3 +251,30 @@ func TestObjectGone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Only what a check has read whole is ready again: not what it could not open.
+func TestOnlyWhatWasReadIsReady(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	c := n.checkpoint(t, sb.ID, "x")
+	c.Status, c.ErrorMsg = meta.CheckpointDamaged, "a pack is missing"
+	if err := n.Meta.UpdateCheckpoint(t.Context(), &c); err != nil {
+		t.Fatal(err)
+	}
+	var whole []byte
+	n.spoilObject(t, c, func(b []byte) []byte { whole = b; return []byte("{\"version\":2}\n") })
+	check := func(readData bool, want meta.CheckpointStatus) {
+		t.Helper()
+		if _, err := n.checkpoints.StoreCheck(t.Context(), readData, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.row(t, c.ID).Status; got != want {
+			t.Errorf("it is %s, want %s", got, want)
+		}
+	}
+	check(true, meta.CheckpointDamaged)
+	n.spoilObject(t, c, func([]byte) []byte { return whole })
+	check(false, meta.CheckpointDamaged)
+	check(true, meta.CheckpointReady)
+}

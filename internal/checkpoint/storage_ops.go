@@ -90,7 +90,7 @@ func (s *Service) StoreCheck(ctx context.Context, readData bool, progress func(d
 	if err != nil {
 		return StoreReport{}, err
 	}
-	if err := s.noteReport(ctx, r, readData); err != nil {
+	if err := s.noteReport(ctx, r); err != nil {
 		return StoreReport{}, err
 	}
 	return StoreReport{
@@ -107,9 +107,9 @@ func storeProblems(ps []store.Problem) []StoreProblem {
 	return out
 }
 
-// noteReport marks the rows of checkpoints that a check found damaged, and, if it
-// looked at everything, unmarks those that it found sound.
-func (s *Service) noteReport(ctx context.Context, r *store.CheckReport, readData bool) error {
+// noteReport marks the rows of checkpoints that a check found damaged, and unmarks
+// those that it has read whole and found sound.
+func (s *Service) noteReport(ctx context.Context, r *store.CheckReport) error {
 	damaged := r.Damaged()
 	rows, err := s.cfg.Meta.CheckpointsAnyOrg(ctx, meta.CheckpointReady, meta.CheckpointDamaged)
 	if err != nil {
@@ -127,7 +127,7 @@ func (s *Service) noteReport(ctx context.Context, r *store.CheckReport, readData
 		case c.Object == "":
 		case bad && c.Status == meta.CheckpointReady:
 			_, err = s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointDamaged, what)
-		case !bad && readData && c.Status == meta.CheckpointDamaged:
+		case !bad && r.Whole[c.Object] && c.Status == meta.CheckpointDamaged:
 			_, err = s.cfg.Meta.JudgeCheckpoint(ctx, c, meta.CheckpointReady, "")
 		}
 		if err != nil {

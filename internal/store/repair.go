@@ -95,7 +95,7 @@ func (s *Store) Reindex(ctx context.Context, progress func(done, total int64)) (
 				return added, fmt.Errorf("store: %w", err)
 			}
 			added++
-		case !damage(err): // of damage Check tells
+		case !damage(err) && !fault.Is(err, fault.Invalid): // of damage, and of missing keys, Check tells
 			return added, fmt.Errorf("store: %w", err)
 		}
 		if done += o.Size; progress != nil {

@@ -4,6 +4,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -75,6 +76,9 @@ func (v *vault) object(ctx context.Context, checkpoint string, o Object) ([]byte
 		return nil, Damaged(checkpoint, "its object %s does not match its hash", o.Key)
 	}
 	b, err := v.open(b, o.Key, 0)
+	if errors.Is(err, seal.ErrDamaged) {
+		return nil, Damaged(checkpoint, "its object %s: %v", o.Key, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("store: checkpoint %s: %w", checkpoint, err)
 	}
