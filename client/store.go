@@ -9,8 +9,8 @@ import (
 	"strconv"
 )
 
-// ExpectedBytes is the header of an export that says how many bytes it will
-// have, about.
+// ExpectedBytes is the header of an export that says how many bytes it has before it
+// is compressed: so many, about, will come at most.
 const ExpectedBytes = "X-Expected-Bytes"
 
 // AnotherOrg stands for the id of a checkpoint that the caller's org does not have.
@@ -30,16 +30,16 @@ func (c *Client) VerifyCheckpoint(ctx context.Context, checkpointID string, prog
 }
 
 // ExportCheckpoint opens a checkpoint as one self-contained file, and says how
-// many bytes that will have, about; 0 is not known. The reader must be closed; it
+// many bytes that will have at most, about; 0 is not known. The reader must be closed; it
 // fails with io.ErrUnexpectedEOF if the content was cut short. The file holds the
 // memory of processes, and all that is secret in it.
-func (c *Client) ExportCheckpoint(ctx context.Context, checkpointID string) (file io.ReadCloser, expected int64, err error) {
+func (c *Client) ExportCheckpoint(ctx context.Context, checkpointID string) (file io.ReadCloser, most int64, err error) {
 	resp, err := c.send(ctx, "GET", path("checkpoints", checkpointID, "export"), nil, nil)
 	if err != nil {
 		return nil, 0, err
 	}
-	expected, _ = strconv.ParseInt(resp.Header.Get(ExpectedBytes), 10, 64)
-	return resp.Body, max(expected, 0), nil
+	most, _ = strconv.ParseInt(resp.Header.Get(ExpectedBytes), 10, 64)
+	return resp.Body, max(most, 0), nil
 }
 
 // ImportCheckpoint makes a checkpoint of an exported file. An empty name is the

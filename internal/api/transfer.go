@@ -72,7 +72,7 @@ type stream struct {
 	w           http.ResponseWriter
 	rc          *http.ResponseController
 	contentType string
-	expected    atomic.Int64 // bytes that there will be, about; 0: not known
+	expected    atomic.Int64 // bytes that there will be at most, about, if it is set before the first; 0: not known
 	begun       bool
 	gone        bool // the client took no more
 }

@@ -59,12 +59,12 @@ that is secret in it; only its owner can read it.`,
 func (a *app) export(ctx context.Context, c *client.Client, id string, w io.Writer) (int64, error) {
 	p := a.progress("Exporting " + id)
 	defer p.end()
-	content, expected, err := c.ExportCheckpoint(ctx, id)
+	content, most, err := c.ExportCheckpoint(ctx, id)
 	if err != nil {
 		return 0, err
 	}
 	defer content.Close()
-	in := &metered{r: content, total: expected, progress: p.count("Exporting " + id)}
+	in := &metered{r: content, total: most, progress: p.countToMost("Exporting " + id)}
 	_, err = io.Copy(w, in)
 	if ctx.Err() != nil {
 		return in.done, ctx.Err()

@@ -93,12 +93,19 @@ func (p *progress) quiet(text string) {
 // count gives what shows how far an operation over bytes that begins now has come,
 // on a terminal; a total of 0 is not known. What goes back, or is at 0 still, begins
 // then: the rate is that of what is being counted, not of what came before it.
-func (p *progress) count(what string) func(done, total int64) {
+func (p *progress) count(what string) func(done, total int64) { return p.counting(what, "") }
+
+// countToMost is count for an operation of which it is known how much it is at most.
+func (p *progress) countToMost(what string) func(done, most int64) {
+	return p.counting(what, "at most ")
+}
+
+func (p *progress) counting(what, most string) func(done, total int64) {
 	if !p.tty {
 		return func(int64, int64) {}
 	}
 	pace := pace{now: time.Now, began: time.Now()}
-	return func(done, total int64) { p.quiet(countText(what, done, total, pace.took(done))) }
+	return func(done, total int64) { p.quiet(countText(what, most, done, total, pace.took(done))) }
 }
 
 // pace tells how long what is counted has been going on. It may be used by any
@@ -123,11 +130,11 @@ func (p *pace) took(done int64) time.Duration {
 }
 
 // countText says how much of an operation is done, how fast it goes, and how
-// long it will take if it goes on like that.
-func countText(what string, done, total int64, took time.Duration) string {
+// long it will take if it goes on like that. most stands before what may be less.
+func countText(what, most string, done, total int64, took time.Duration) string {
 	text := what + ": " + size(done)
 	if total > 0 {
-		text += " of " + size(total)
+		text += " of " + most + size(total)
 	}
 	if took <= 0 || done <= 0 {
 		return text
@@ -135,7 +142,7 @@ func countText(what string, done, total int64, took time.Duration) string {
 	rate := float64(done) / took.Seconds()
 	text += fmt.Sprintf(", %.1f MB/s", rate/(1<<20))
 	if total > done {
-		text += fmt.Sprintf(", %ds left", int(float64(total-done)/rate)+1)
+		text += fmt.Sprintf(", %s%ds left", most, int(float64(total-done)/rate)+1)
 	}
 	return text
 }

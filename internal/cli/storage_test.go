@@ -411,17 +411,19 @@ func TestCountText(t *testing.T) {
 	t.Parallel()
 	const mb = 1 << 20
 	for _, tc := range []struct {
+		most        string
 		done, total int64
 		took        time.Duration
 		want        string
 	}{
-		{0, 0, 0, "X: 0.0 MB"},
-		{0, 4 * mb, time.Second, "X: 0.0 MB of 4.0 MB"},
-		{3 * mb, 0, 2 * time.Second, "X: 3.0 MB, 1.5 MB/s"},
-		{mb, 4 * mb, time.Second, "X: 1.0 MB of 4.0 MB, 1.0 MB/s, 4s left"},
-		{5 * mb, 4 * mb, time.Second, "X: 5.0 MB of 4.0 MB, 5.0 MB/s"},
+		{"", 0, 0, 0, "X: 0.0 MB"},
+		{"", 0, 4 * mb, time.Second, "X: 0.0 MB of 4.0 MB"},
+		{"", 3 * mb, 0, 2 * time.Second, "X: 3.0 MB, 1.5 MB/s"},
+		{"", mb, 4 * mb, time.Second, "X: 1.0 MB of 4.0 MB, 1.0 MB/s, 4s left"},
+		{"at most ", mb, 4 * mb, time.Second, "X: 1.0 MB of at most 4.0 MB, 1.0 MB/s, at most 4s left"},
+		{"", 5 * mb, 4 * mb, time.Second, "X: 5.0 MB of 4.0 MB, 5.0 MB/s"},
 	} {
-		if got := countText("X", tc.done, tc.total, tc.took); got != tc.want {
+		if got := countText("X", tc.most, tc.done, tc.total, tc.took); got != tc.want {
 			t.Errorf("%q, want %q", got, tc.want)
 		}
 	}

@@ -145,6 +145,27 @@ func monotonic(t *testing.T, want int64) (progress func(done, total int64), end 
 		}
 }
 
+// How much there is in all is told before anything is written, for who has to say it
+// before the file.
+func TestTotalComesFirst(t *testing.T) {
+	t.Parallel()
+	c := newContents(seeded(t), 10, 10, 10, 10, 3*page)
+	told := int64(-1)
+	w := writerFunc(func(b []byte) (int, error) {
+		if told != c.total() {
+			t.Errorf("told %d bytes before the first write, there are %d", told, c.total())
+		}
+		return len(b), nil
+	})
+	if err := Write(t.Context(), w, c.parcel(), func(_, total int64) { told = total }); err != nil {
+		t.Error(err)
+	}
+}
+
+type writerFunc func(b []byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
 func TestRoundTripThroughPipe(t *testing.T) {
 	t.Parallel()
 	rng := seeded(t)

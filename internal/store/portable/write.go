@@ -35,7 +35,8 @@ type File struct {
 
 // Write writes the parcel to w, compressed on all CPUs. The same parcel gives
 // the same bytes. progress, if not nil, is told the bytes of the files that
-// were written so far and in all, uncompressed.
+// were written so far and in all, uncompressed; and, before the first byte of w,
+// that in all: w takes hardly more.
 //
 // The caller's goroutine alone calls w, Copy and progress; when ctx ends Write
 // fails before its next call of w. What an error leaves in w is noticed by
@@ -51,6 +52,7 @@ func Write(ctx context.Context, w io.Writer, p Parcel, progress func(done, total
 	}
 	defer pk.close()
 	if progress != nil {
+		progress(0, h.total())
 		pk.progress = func(done int64) { progress(done, h.total()) }
 	}
 	if err := pk.writeParcel(h, p.Files); err != nil {
