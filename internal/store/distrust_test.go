@@ -237,3 +237,27 @@ func TestNothingFreed(t *testing.T) {
 		t.Errorf("beside damage: %v", err)
 	}
 }
+
+// What a repair moves out of the way can be put back: its data are there until the
+// next sweep.
+func TestRepairDestroysNothing(t *testing.T) {
+	t.Parallel()
+	x := newExhibit(t)
+	key := manifestName(x.ids[1])
+	whole := x.get(t, key)
+	x.set(t, key, whole[:20])
+	before := x.list(t, "packs/")
+	done, err := x.s.Repair(t.Context(), nil)
+	if err != nil || !strings.Contains(strings.Join(done, "\n"), "moved to damaged/"+key) {
+		t.Fatalf("%v, %v", done, err)
+	}
+	if left := x.list(t, "packs/"); len(left) != len(before) {
+		t.Errorf("%d packs are left of %d", len(left), len(before))
+	}
+	if got := x.get(t, "damaged/"+key); !bytes.Equal(got, whole[:20]) {
+		t.Errorf("moved: %q", got)
+	}
+	x.set(t, key, whole)
+	x.clean(t)
+	x.rightOrDamaged(t, openStore(t, x.b), x.ids[1], x.want[1], false)
+}

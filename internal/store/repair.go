@@ -18,25 +18,27 @@ const quarantine = "damaged/"
 
 // Repair does what is safe: it moves checkpoints' objects that cannot be
 // understood, which keep space from being freed, to damaged/; makes the index
-// anew from the packs; and frees what nobody needs. It gives a line for a person
+// anew from the packs; and frees what nobody needs, unless it has moved anything:
+// what that listed is there then until the next sweep. It gives a line for a person
 // about each thing that it did. What it does not do is guess: a damaged
 // checkpoint stays until it is deleted.
 func (s *Store) Repair(ctx context.Context, progress func(done, total int64)) ([]string, error) {
 	var done, broken []string
 	err := s.refs.List(ctx, func(o *refs.Object, err error) error {
 		if errors.Is(err, refs.ErrDamaged) { // a newer release understands ErrNewer
-			broken = append(broken, manifestName(o.ID))
+			broken = append(broken, o.ID)
 		}
 		return ctx.Err()
 	})
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	for _, key := range broken {
-		if err := s.setAside(ctx, key); err != nil {
+	for _, id := range broken {
+		line, err := s.setAside(ctx, id)
+		if err != nil {
 			return done, err
 		}
-		done = append(done, fmt.Sprintf("%s could not be understood: moved to %s%s", key, quarantine, key))
+		done = append(done, line)
 	}
 	n, err := s.Reindex(ctx, progress)
 	if err != nil {
@@ -44,6 +46,9 @@ func (s *Store) Repair(ctx context.Context, progress func(done, total int64)) ([
 	}
 	if n > 0 {
 		done = append(done, fmt.Sprintf("the index of pages was missing %d packs: added", n))
+	}
+	if len(broken) > 0 {
+		return append(done, "nothing was freed, so that what was moved can be put back while its data are there: oc store gc frees them now, the server within hours"), nil
 	}
 	r, err := s.Sweep(ctx, refs.Options{Audit: true})
 	if errors.Is(err, refs.ErrNewer) { // it is for a newer release to do; the rest is done
@@ -58,19 +63,27 @@ func (s *Store) Repair(ctx context.Context, progress func(done, total int64)) ([
 	return done, nil
 }
 
-// setAside moves an object.
-func (s *Store) setAside(ctx context.Context, key string) error {
+// setAside moves a damaged object, unless somebody may rely on what it listed.
+func (s *Store) setAside(ctx context.Context, id string) (line string, err error) {
+	key := manifestName(id)
 	b, _, err := s.vault.b.Get(ctx, key)
 	if err == nil {
 		_, err = s.vault.b.Put(ctx, quarantine+key, b, bucket.Condition{})
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case refs.ValidID(id):
+		err = s.refs.Drop(ctx, id)
+	default:
 		err = s.vault.b.Delete(ctx, key)
 	}
-	if err != nil {
-		return fmt.Errorf("store: moving %s: %w", key, err)
+	if errors.Is(err, refs.ErrState) || errors.Is(err, refs.ErrNewer) {
+		return fmt.Sprintf("%s could not be understood, and may be in use: copied to %s%s, not moved; try again later", key, quarantine, key), nil
 	}
-	return nil
+	if err != nil {
+		return "", fmt.Errorf("store: moving %s: %w", key, err)
+	}
+	return fmt.Sprintf("%s could not be understood: moved to %s%s", key, quarantine, key), nil
 }
 
 // Reindex adds the packs to the index that it does not know, but for those with

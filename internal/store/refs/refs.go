@@ -159,7 +159,7 @@ func (l *Log) Delete(ctx context.Context, id string) error {
 			return nil
 		}
 		if errors.Is(err, ErrDamaged) {
-			if last = l.drop(ctx, id); last == nil || errors.Is(last, ErrState) {
+			if last = l.Drop(ctx, id); last == nil || errors.Is(last, ErrState) {
 				return last
 			}
 			continue
@@ -196,10 +196,11 @@ func (l *Log) delete(ctx context.Context, o *Object, etag string) error {
 	return err
 }
 
-// drop removes a damaged object. It cannot say any more what it listed, so nobody
-// may rely on that: whoever began before it was damaged has a claim by now, which
-// pins it; and whoever begins later does not understand it.
-func (l *Log) drop(ctx context.Context, id string) error {
+// Drop removes an object that is damaged, and no other. It cannot say any more what
+// it listed, so nobody may rely on that: whoever began before it was damaged has a
+// claim by now, which pins it (ErrState); and whoever begins later does not understand
+// it.
+func (l *Log) Drop(ctx context.Context, id string) error {
 	if e, ok := l.b.(bucket.Excluder); ok {
 		release, err := e.Exclude(ctx)
 		if err != nil {
