@@ -189,8 +189,8 @@ func (f *imageFile) readPart(p []byte, off int64) (int, error) {
 	} else if im.hot != nil {
 		im.hot.noteRead(k)
 	}
-	if skip == 0 && n%format.PageSize == 0 && !im.vault.direct(s.Codec) && !im.recent.has(k) {
-		if im.packs[s.Pack].Read(p[:n], int(s.First)+slot) {
+	if !im.vault.direct(s.Codec) && !im.recent.has(k) {
+		if n, ok := im.packs[s.Pack].ReadPart(p[:n], int(s.First)+slot, skip); ok {
 			return n, nil
 		}
 	}

@@ -5,6 +5,7 @@ package store
 import (
 	"bytes"
 	"errors"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencomputer/oc/internal/bucket"
@@ -117,4 +118,27 @@ func TestDamageAfterProof(t *testing.T) {
 	if err := im.Verify(t.Context(), nil); !fault.Is(err, fault.Damaged) {
 		t.Errorf("a damaged segment that was proven before: %v", err)
 	}
+}
+
+// What the cache has is read from there, whatever part of it is asked for: also the
+// ends of files that are no whole pages.
+func TestCachedIsNotFetched(t *testing.T) {
+	t.Parallel()
+	rng := seeded(t)
+	var away atomic.Bool
+	s := openStore(t, buckettest.NewFaulty(&buckettest.Memory{}, func(op, _ string) buckettest.Fault {
+		if op == buckettest.OpReadAt && away.Load() {
+			return buckettest.FaultBefore
+		}
+		return buckettest.FaultNone
+	}))
+	s.vault.remote = true // all goes through the cache
+	want := newGuest(rng, 100).content()
+	im, err := s.Image(t.Context(), mustPut(t, s, "cp-1", want, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	away.Store(true)
+	compare(t, im, want, rng)
 }

@@ -120,6 +120,19 @@ func (c *cached) Read(p []byte, slot int) bool {
 	return k != nil && k.Read(p, slot)
 }
 
+// ReadPart fills the beginning of p with what is there from skip bytes into a slot on,
+// and tells how much: whole pages, or what p takes of one.
+func (c *cached) ReadPart(p []byte, slot, skip int) (n int, ok bool) {
+	if whole := len(p) - len(p)%format.PageSize; skip == 0 && whole > 0 {
+		return whole, c.Read(p[:whole], slot)
+	}
+	var page [format.PageSize]byte
+	if !c.Read(page[:], slot) {
+		return 0, false
+	}
+	return copy(p, page[skip:]), true
+}
+
 // Has tells whether n pages from a slot on are there.
 func (c *cached) Has(slot, n int) bool {
 	k := c.open()
