@@ -333,10 +333,8 @@ func (s *Service) Delete(ctx context.Context, orgID, sandboxID, id string) error
 	if c, err = s.Get(ctx, orgID, id); err != nil { // deleted meanwhile
 		return err
 	}
-	if c.Status == meta.CheckpointDamaged { // what others share with it stays distrusted
-		if err := s.cfg.Store.Distrust(c.Object); err != nil {
-			return err
-		}
+	if c.Status == meta.CheckpointDamaged {
+		s.cfg.Store.Distrust(c.Object) // also what others share with it
 	}
 	c.Status = meta.CheckpointDeleting
 	if err := s.cfg.Meta.UpdateCheckpoint(ctx, &c); err != nil {

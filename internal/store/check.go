@@ -98,9 +98,7 @@ func (s *Store) Check(ctx context.Context, readData bool, progress func(done, to
 	if err := c.packs(ctx, readData, progress); err != nil {
 		return nil, err
 	}
-	if err := s.distrust(c.spoiled(), c.fine); err != nil { // before it is forgiven: others may come to need it
-		return nil, err
-	}
+	s.distrust(c.spoiled(), c.fine) // before it is forgiven: others may come to need it
 	if readData {
 		c.r.Whole = c.whole()
 	}

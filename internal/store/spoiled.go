@@ -84,18 +84,15 @@ func (k *spoiled) update(add []string, forget func(key string) bool) error {
 // Distrust has no later checkpoint refer to the packs of one that is known to be
 // damaged, also when it is deleted and others list them, until a check that reads
 // everything finds them whole.
-func (s *Store) Distrust(id string) error {
-	return s.distrust(slices.Collect(maps.Keys(s.catalog.listed([]string{id}))), func(string) bool { return false })
+func (s *Store) Distrust(id string) {
+	s.distrust(slices.Collect(maps.Keys(s.catalog.listed([]string{id}))), func(string) bool { return false })
 }
 
-func (s *Store) distrust(keys []string, forget func(key string) bool) error {
+func (s *Store) distrust(keys []string, forget func(key string) bool) {
 	if err := s.spoiled.update(keys, forget); err != nil {
-		return err
+		s.log.Warn("what was found damaged is known only until the server ends", "error", err)
 	}
-	for _, key := range keys { // another pack may have the same pages
-		if err := s.index.RemovePack(key); err != nil {
-			return fmt.Errorf("store: %w", err)
-		}
+	for _, key := range keys {
+		_ = s.index.RemovePack(key) // a hint: another pack may have the same pages
 	}
-	return nil
 }
