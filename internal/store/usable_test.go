@@ -206,13 +206,13 @@ func TestVerifyReadsTheStore(t *testing.T) {
 	for what, key := range map[string]string{
 		"a pack": x.firstPacks[0], "the engine": x.manifests[1].Engine.Parts[0].Key, "the image": x.manifests[1].Image.Parts[0].Key,
 	} {
-		x.flip(t, key, 30)
+		x.flip(t, key, 20)
 		if err := verify(); !fault.Is(err, fault.Damaged) || errors.Is(err, ErrNotNeeded) {
 			t.Errorf("a byte of %s: %v", what, err)
 		}
-		x.flip(t, key, 30)
+		x.flip(t, key, 20)
 	}
-	x.flip(t, x.manifests[1].Hashes.Key, 30)
+	x.flip(t, x.manifests[1].Hashes.Key, 20)
 	if err := verify(); fault.Is(err, fault.Damaged) || !errors.Is(err, ErrNotNeeded) {
 		t.Errorf("a byte of the hashes: %v", err)
 	}
