@@ -56,6 +56,13 @@ func (n *node) damageAt(t *testing.T, id string, find func(pack []byte) int) {
 		if err := errors.Join(os.Remove(path), os.WriteFile(path, b, 0o600)); err != nil {
 			t.Fatal(err)
 		}
+		cached, err := filepath.Glob(filepath.Join(n.cache, "*"))
+		for _, path := range cached { // which hides it
+			err = errors.Join(err, os.Remove(path))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		return
 	}
 	t.Fatal("the checkpoint has no pack")

@@ -31,6 +31,7 @@ type node struct {
 	*sandboxtest.World
 	dir, spool  string
 	state       string // the store's
+	cache       string
 	store       *store.Store
 	sandboxes   *sandbox.Service
 	checkpoints *checkpoint.Service
@@ -63,8 +64,8 @@ func (n *node) start(t *testing.T) {
 func (n *node) openStore(t *testing.T) {
 	t.Helper()
 	var err error
-	n.state = t.TempDir()
-	n.store, err = store.Open(t.Context(), store.Config{Dir: n.dir, State: n.state, Cache: filepath.Join(t.TempDir(), "cache"), CacheBytes: 1 << 30}, n.Log)
+	n.state, n.cache = t.TempDir(), filepath.Join(t.TempDir(), "cache")
+	n.store, err = store.Open(t.Context(), store.Config{Dir: n.dir, State: n.state, Cache: n.cache, CacheBytes: 1 << 30}, n.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
