@@ -204,7 +204,7 @@ func (x extraFiles) close() {
 func (d *Driver) captureRequest(p engine.Process, opts engine.CaptureOptions) (_ wire.Request, _ extraFiles, err error) {
 	free := d.groups.CPUs(p.Generation, 0)
 	req := wire.Request{Version: wire.Version, Verb: wire.VerbCapture, Targets: []wire.Target{target(p)}, Frozen: &free}
-	mark, err := memfd("mark", 1)
+	mark, err := wire.NewMark(p)
 	if err != nil {
 		return req, nil, err
 	}

@@ -91,7 +91,8 @@ func engineOverhead(s engine.Shape) int64 {
 func hostPids(s engine.Shape) int { return (8+2*s.CPUs)*s.PidsMax + 1024 }
 
 // New makes the driver, keeps a copy of this build, makes the parent cgroup and
-// ends the helpers of an earlier driver on the same directories. The process becomes the reaper of its orphaned descendants, because
+// ends the helpers of an earlier driver on the same directories; an engine that one
+// of them held goes on. The process becomes the reaper of its orphaned descendants, because
 // engines are started by helpers that end.
 func New(cfg Config) (*Driver, error) {
 	if cfg.BulkRate == 0 {
@@ -122,12 +123,14 @@ func New(cfg Config) (*Driver, error) {
 	d := &Driver{cfg: cfg, build: build, groups: groups, disk: disk.Overlay{}, need: engine.Requirements{
 		Engine: "gvisor " + version.Version(), Arch: runtime.GOARCH, CPUFeatures: features,
 	}}
-	d.endStrays()
-	if err := d.limitAll(); err != nil {
-		return nil, err
-	}
+	holds := d.endStrays()
 	d.helpers = newHelpers(cfg.BuildsDir, build, groups.Outside)
 	d.stayers.ending = &d.ending
+	d.endHolds(holds)
+	if err := d.limitAll(); err != nil {
+		d.helpers.close()
+		return nil, err
+	}
 	return d, nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
 	"sync"
 	"time"
@@ -226,17 +225,15 @@ func (p paused) hold(in *bufio.Reader, out *events, limit time.Duration) error {
 	case cmd = <-told:
 	case <-time.After(limit):
 	}
-	if cmd.Do != wire.Keep {
-		if err := p.resume(); err != nil {
-			return err
-		}
+	var err error
+	if cmd.Do == wire.Keep {
+		err = wire.MarkPaused(p.mark, false) // nobody is to let it go on
+	} else {
+		err = p.resume()
+	}
+	if err != nil {
+		return err
 	}
 	out.done(wire.Event{Command: cmd.ID})
 	return nil
-}
-
-func signalIgnore(sigs ...unix.Signal) {
-	for _, s := range sigs {
-		signal.Ignore(s)
-	}
 }

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 
@@ -168,5 +169,5 @@ func loopback(c *urpc.Client) error {
 
 // ignoreHangups keeps a process alive whose terminal or server goes away.
 func ignoreHangups() {
-	signalIgnore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE, unix.SIGTERM)
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE, unix.SIGTERM)
 }

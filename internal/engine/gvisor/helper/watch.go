@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,9 +20,10 @@ import (
 // server, and sees that the engine goes on when the helper that froze it hangs
 // or dies and nobody else is there. Resuming an engine that is not paused would
 // end it, so it acts only on what the helper has written down (wire.MarkPaused),
-// after that helper is gone.
+// after that helper is gone. Only its server dismisses it: the next one, which ends
+// other helpers by signals, must not leave the engine paused.
 func watch(in *bufio.Reader, out *events, req wire.Request) error {
-	signalIgnore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	ignoreHangups()
 	t, w := req.Targets[0], req.Watch
 	if w == nil {
 		return errors.New("helper: watch without its parameters")
@@ -33,8 +33,6 @@ func watch(in *bufio.Reader, out *events, req wire.Request) error {
 	if err != nil {
 		return err
 	}
-	dismissed := make(chan os.Signal, 1)
-	signal.Notify(dismissed, unix.SIGTERM)
 	told, alone := make(chan wire.Command, 1), make(chan struct{})
 	go func() {
 		cmd, err := readLine[wire.Command](in)
@@ -49,13 +47,9 @@ func watch(in *bufio.Reader, out *events, req wire.Request) error {
 	case cmd := <-told:
 		out.done(wire.Event{Command: cmd.ID})
 		return nil
-	case <-dismissed:
-		return nil
 	case <-alone:
 		select {
 		case <-exited:
-		case <-dismissed:
-			return nil
 		case <-time.After(time.Duration(w.PatienceMS) * time.Millisecond):
 		}
 	case <-time.After(time.Duration(w.LimitMS) * time.Millisecond):

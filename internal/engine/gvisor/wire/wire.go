@@ -12,9 +12,6 @@ package wire
 
 import (
 	"errors"
-	"fmt"
-	"io"
-	"os"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/cgroup"
@@ -58,9 +55,9 @@ const (
 	VerbFeatures = "features"
 	// VerbWatch is the watchdog of a capture with HoldMS, with Request.Watch.
 	// Descriptor: 3 the capture's mark. EventRunning when it watches; a Command
-	// dismisses it, which EventDone answers. When its standard input ends it
-	// waits for the watched helper to end, not longer than it may, and resumes the
-	// engine if that helper left it paused.
+	// dismisses it, which EventDone answers; no signal but SIGKILL does. When its
+	// standard input ends it waits for the watched helper to end, not longer than it
+	// may, and resumes the engine if that helper left it paused.
 	VerbWatch = "watch"
 	// VerbPause and VerbResume freeze and thaw a generation. One EventDone.
 	VerbPause  = "pause"
@@ -94,7 +91,7 @@ const (
 	FDMeta   = 4
 	FDPages  = 5
 	FDIDs    = 6
-	FDMark   = 7 // capture: one byte of memory, see MarkPaused; with HoldMS
+	FDMark   = 7 // capture: see NewMark; with HoldMS
 	FDBase   = 8 // capture with Base
 	FDNext   = 9 // capture with Stay
 	FDLink   = 3 // pager, and restore with Linked
@@ -104,29 +101,6 @@ const (
 
 	FDWatchMark = 3 // watch
 )
-
-// MarkPaused notes that an engine is paused, after it was, or that it is to go
-// on, before it does: who reads that it is paused may resume it. A helper killed
-// between the two deeds leaves the engine paused and not marked so.
-func MarkPaused(f *os.File, paused bool) error {
-	b := []byte{0}
-	if paused {
-		b[0] = 1
-	}
-	if _, err := f.WriteAt(b, 0); err != nil {
-		return fmt.Errorf("helper: noting that the engine is paused: %w", err)
-	}
-	return nil
-}
-
-// IsPaused reads what MarkPaused noted.
-func IsPaused(f *os.File) (bool, error) {
-	var b [1]byte
-	if _, err := f.ReadAt(b[:], 0); err != nil && !errors.Is(err, io.EOF) {
-		return false, fmt.Errorf("helper: reading whether the engine is paused: %w", err)
-	}
-	return b[0] == 1, nil
-}
 
 // Request is what a helper shall do.
 type Request struct {
