@@ -152,7 +152,7 @@ func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Ge
 		r.giveBack() // it goes through the disk
 	}
 	f := &frozen{proc: proc, gen: gen}
-	opts := engine.CaptureOptions{Budget: budget}
+	opts := engine.CaptureOptions{Budget: budget, Bytes: s.most(ctx, proc, gen)}
 	if f.base, opts.Base = s.base(ctx, parent); f.base != nil {
 		opts.Expect = expected(f.base.Manifest())
 	}

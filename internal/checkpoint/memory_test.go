@@ -32,6 +32,7 @@ type measured struct {
 
 	mu      sync.Mutex
 	budgets []int64
+	bytes   int64 // that the last capture was said to be of
 	open    int64 // bytes of captures that are being made or are not closed
 	peak    int64
 	held    func() // called at the end of CaptureHeld
@@ -49,6 +50,7 @@ func (m *measured) Capture(ctx context.Context, p engine.Process, opts engine.Ca
 	n := m.usage.Load()
 	m.mu.Lock()
 	m.budgets = append(m.budgets, opts.Budget)
+	m.bytes = opts.Bytes
 	m.open += n
 	m.peak = max(m.peak, m.open)
 	m.mu.Unlock()
@@ -340,6 +342,28 @@ func TestRestoreIsAdmitted(t *testing.T) {
 		t.Error(err)
 	}
 	s.nothingPromised(t)
+}
+
+// The engine is told how much a sandbox that still loads will have.
+func TestCaptureOfWhatStillLoads(t *testing.T) {
+	t.Parallel()
+	s := newScarce(t)
+	sb := s.box(t, strings.Repeat("s", 1<<20))
+	cp := s.checkpoint(t, sb.ID, "c")
+	reached, letGo := s.holdAt(sandboxtest.Load)
+	defer letGo()
+	s.engine.usage.Store(0)
+	made, err := s.checkpoints.Spawn(t.Context(), s.Org, cp.ID, checkpoint.SpawnRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	s.checkpoint(t, made[0].ID, "d")
+	s.engine.mu.Lock()
+	defer s.engine.mu.Unlock()
+	if s.engine.bytes != cp.SizeBytes {
+		t.Errorf("it was told of %d bytes, want %d", s.engine.bytes, cp.SizeBytes)
+	}
 }
 
 // What still loads when a server ends is owed by the next one.

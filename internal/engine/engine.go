@@ -130,6 +130,13 @@ type CaptureOptions struct {
 	// so much is made before the freeze, and for what goes beyond it inside the
 	// pause. 0: all. Without a Base it says nothing.
 	Expect int64
+	// Bytes is how much the generation may hold once it is fully loaded, where
+	// somebody knows: the room and the time for the capture are for so much, if that
+	// is more than what it holds.
+	Bytes int64
+	// BeforeFreeze is called once when everything that can be done before the freeze
+	// is done. An error gives the capture up, and nothing was frozen. It may be nil.
+	BeforeFreeze func() error
 }
 
 // Requirements is what a capture needs to run again; refused with a reason
@@ -217,7 +224,8 @@ type Driver interface {
 	Start(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
 	// Capture freezes the generation, copies its state and thaws it. It first
 	// waits until a generation that is still loading has loaded. A build that
-	// knows no bases copies all.
+	// knows no bases copies all, and one that does not say when it is about to freeze
+	// has BeforeFreeze called before it begins.
 	Capture(ctx context.Context, p Process, opts CaptureOptions) (*Capture, error)
 	// CaptureHeld is Capture, but leaves the generation frozen, for limit at most.
 	CaptureHeld(ctx context.Context, p Process, opts CaptureOptions, limit time.Duration) (*Capture, Held, error)

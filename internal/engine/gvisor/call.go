@@ -39,25 +39,38 @@ func (d *Driver) ask(ctx context.Context, build string, req wire.Request, files 
 	if err != nil {
 		return ev, end, err
 	}
-	return d.converse(ctx, h, req)
+	return d.converse(ctx, h, req, nil)
 }
 
 // converse is ask of a helper that is there. end is nil for one that stays: the
-// request says so, and it has answered without an error.
-func (d *Driver) converse(ctx context.Context, h *helperProc, req wire.Request) (ev wire.Event, end func(), err error) {
+// request says so, and it has answered without an error. ready is what a helper waits
+// for that asks, which is given up where that fails.
+func (d *Driver) converse(ctx context.Context, h *helperProc, req wire.Request, ready func() error) (ev wire.Event, end func(), err error) {
 	end = func() {}
 	undo := h.endWith(ctx)
 	req.Version = wire.Version
 	sendErr := h.send(req)
-	if !req.Stay {
+	if !req.Stay && !req.Ask {
 		sendErr = errors.Join(sendErr, h.stdin.Close())
 	}
 	dec := json.NewDecoder(io.LimitReader(h.stdout, eventLimit))
-	err = dec.Decode(&ev)
+	next := func() error {
+		ev = wire.Event{}
+		return dec.Decode(&ev)
+	}
+	err = next()
 	begun := ev.Event == wire.EventBegun
 	if begun {
-		ev = wire.Event{}
-		err = dec.Decode(&ev)
+		err = next()
+	}
+	if err == nil && req.Ask && ev.Event == wire.EventReady {
+		if err := ready(); err != nil {
+			undo()
+			_ = h.stdin.Close() // the end of it
+			return wire.Event{}, func() { d.ended(h, req.Verb) }, err
+		}
+		sendErr = errors.Join(sendErr, h.send(wire.Command{Do: wire.Freeze}))
+		err = next()
 	}
 	if err != nil {
 		runErr := h.wait()

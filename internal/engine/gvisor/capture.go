@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/engine"
-	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 	"github.com/opencomputer/oc/internal/engine/gvisor/wire"
 	"github.com/opencomputer/oc/internal/engine/pageset"
 )
@@ -33,6 +32,7 @@ const (
 type arena struct {
 	files    []*os.File // state, meta, pages, ranges
 	estimate int64      // bytes of pages, if all are copied
+	missing  int64      // of them, what is still to be loaded
 	onDisk   bool       // the pages
 }
 
@@ -44,10 +44,11 @@ func (a *arena) close() {
 
 // newArena makes room for a capture. A state larger than budget gets a file on
 // the data disk instead of memory; its pause is longer.
-func (d *Driver) newArena(p engine.Process, budget int64) (_ *arena, err error) {
+func (d *Driver) newArena(p engine.Process, opts engine.CaptureOptions) (_ *arena, err error) {
 	mem, dsk := d.Usage(p)
-	a := &arena{estimate: mem + dsk}
-	a.onDisk = a.estimate > budget
+	a := &arena{estimate: max(mem+dsk, opts.Bytes)}
+	a.missing = a.estimate - (mem + dsk)
+	a.onDisk = a.estimate > opts.Budget
 	for _, r := range []struct {
 		name   string
 		size   int64
@@ -105,7 +106,7 @@ func (d *Driver) report(p engine.Process, a *arena, c *engine.Capture) {
 
 // Capture implements engine.Driver.
 func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.CaptureOptions) (_ *engine.Capture, err error) {
-	a, err := d.newArena(p, opts.Budget)
+	a, err := d.newArena(p, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -119,9 +120,7 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.Capt
 		return nil, err
 	}
 	defer extra.close()
-	ctx, cancel := context.WithTimeoutCause(ctx, d.captureDeadline(p, a.estimate), errCaptureDeadline)
-	defer cancel()
-	ev, err := d.capture(ctx, p, req, slices.Concat(a.files, extra))
+	ev, err := d.capture(ctx, p, req, stagesOf(p, a, opts), slices.Concat(a.files, extra))
 	if e := d.limitCPUs(p.Generation); err == nil {
 		err = e
 	}
@@ -137,8 +136,13 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.Capt
 
 // capture has a helper capture a generation: that which captured it before, or a
 // new one. Of our own build it stays for the next time.
-func (d *Driver) capture(ctx context.Context, p engine.Process, req wire.Request, files []*os.File) (ev wire.Event, err error) {
-	if p.Build != d.build { // may not know how to stay
+func (d *Driver) capture(ctx context.Context, p engine.Process, req wire.Request, st stages, files []*os.File) (ev wire.Event, err error) {
+	if p.Build != d.build { // may not know how to stay, nor how to ask
+		if err := st.before(); err != nil {
+			return ev, err
+		}
+		ctx, cancel := context.WithTimeoutCause(ctx, st.ready+st.freeze, errCaptureDeadline)
+		defer cancel()
 		ev, end, err := d.ask(ctx, p.Build, req, files...)
 		d.ending.Go(end)
 		return ev, err
@@ -146,18 +150,20 @@ func (d *Driver) capture(ctx context.Context, p engine.Process, req wire.Request
 	for len(files) < wire.FDNext-wire.FDFirst {
 		files = append(files, files[len(files)-1]) // the place of a base that is not there
 	}
-	req.Stay = true
+	req.Stay, req.Ask = true, true
+	ctx, ready, cancel := st.bound(ctx)
+	defer cancel()
 	if h := d.stayers.take(p.Generation); h != nil {
-		if ev, err = d.captureBy(ctx, p, h, req, files); !errors.Is(err, errNotBegun) {
+		if ev, err = d.captureBy(ctx, p, h, req, ready, files); !errors.Is(err, errNotBegun) {
 			return ev, err
 		}
 	}
-	return d.captureBy(ctx, p, nil, req, files)
+	return d.captureBy(ctx, p, nil, req, ready, files)
 }
 
 // captureBy has a helper capture a generation and stay: one that stayed before,
 // which errNotBegun says did nothing, or for nil a new one.
-func (d *Driver) captureBy(ctx context.Context, p engine.Process, h *helperProc, req wire.Request, files []*os.File) (ev wire.Event, err error) {
+func (d *Driver) captureBy(ctx context.Context, p engine.Process, h *helperProc, req wire.Request, ready func() error, files []*os.File) (ev wire.Event, err error) {
 	if err := ctx.Err(); err != nil {
 		return ev, fmt.Errorf("engine: %s: %w", req.Verb, context.Cause(ctx))
 	}
@@ -177,7 +183,7 @@ func (d *Driver) captureBy(ctx context.Context, p engine.Process, h *helperProc,
 		return ev, errors.Join(err, ours.Close())
 	}
 	h.handoff = ours
-	ev, end, err := d.converse(ctx, h, req)
+	ev, end, err := d.converse(ctx, h, req, ready)
 	if end != nil {
 		_ = ours.Close() // the end of its wait
 		d.ending.Go(end)
@@ -230,22 +236,6 @@ func (d *Driver) captureRequest(p engine.Process, opts engine.CaptureOptions) (_
 	}
 	req.Base, req.Expect = true, opts.Expect
 	return req, extra, nil
-}
-
-var errCaptureDeadline = errors.New("the deadline of the capture passed")
-
-// captureDeadline is captureTime of a generation.
-func (d *Driver) captureDeadline(p engine.Process, bytes int64) time.Duration {
-	return captureTime(bytes, proc.AnonymousMemory(p.PID))
-}
-
-// captureTime is how long a capture may take. It grows with the work: the bytes
-// of the guest, and its files, of which there are as many as the engine has
-// memory for. A file is 4 KB of it at least, and up to 45 µs of the pause; the
-// rest is for busy machines.
-func captureTime(bytes, engineMemory int64) time.Duration {
-	const base, perGiB, perFile, fileBytes = 20 * time.Second, 10 * time.Second, 200 * time.Microsecond, 4 << 10
-	return base + time.Duration(bytes>>20)*perGiB/1024 + time.Duration(engineMemory/fileBytes)*perFile
 }
 
 // arenaFile makes one file of an arena, of memory or unlinked on the data disk

@@ -410,10 +410,13 @@ func TestMovedDataDirectory(t *testing.T) {
 }
 
 // hostIn is another driver, with its data below dir.
-func hostIn(t *testing.T, dir string) *gvisor.Driver {
+func hostIn(t *testing.T, dir string, changes ...func(*gvisor.Config)) *gvisor.Driver {
 	t.Helper()
 	cfg := host.Config
 	cfg.BuildsDir, cfg.DiskDir = filepath.Join(dir, "engines"), filepath.Join(dir, "disks")
+	for _, change := range changes {
+		change(&cfg)
+	}
 	d, err := gvisor.New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -23,13 +23,14 @@ type held struct {
 	d        *Driver
 	p        engine.Process
 	helper   *dialog
-	watchdog *dialog  // nil: there is none
-	mark     *os.File // where the helper notes that the engine is paused
+	watchdog *dialog       // nil: there is none
+	mark     *os.File      // where the helper notes that the engine is paused
+	patience time.Duration // for the end of a helper that may have frozen the engine
 }
 
 // CaptureHeld implements engine.Driver.
 func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, opts engine.CaptureOptions, limit time.Duration) (_ *engine.Capture, _ engine.Held, err error) {
-	a, err := d.newArena(p, opts.Budget)
+	a, err := d.newArena(p, opts)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -49,11 +50,8 @@ func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, opts engine.
 	if err != nil {
 		return nil, nil, errors.Join(err, mark.Close())
 	}
-	deadline := d.captureDeadline(p, a.estimate)
 	h := &held{d: d, p: p, helper: newDialog(helper), mark: mark}
-	h.watch(ctx, limit+deadline, deadline)
-	req.HoldMS = limit.Milliseconds()
-	ev, err := h.helper.exchange(ctx, deadline, req)
+	ev, err := h.freeze(ctx, req, stagesOf(p, a, opts), limit)
 	if e := d.limitCPUs(p.Generation); err == nil {
 		err = e
 	}
@@ -62,10 +60,35 @@ func (d *Driver) CaptureHeld(ctx context.Context, p engine.Process, opts engine.
 		capt, err = a.captured(ev.Sizes)
 	}
 	if err != nil {
-		return nil, nil, errors.Join(err, h.giveUp(ctx, deadline))
+		return nil, nil, errors.Join(err, h.giveUp(ctx, h.patience))
 	}
 	d.report(p, a, capt)
 	return capt, h, nil
+}
+
+// freeze has the helper capture the engine and leave it paused, for limit at most.
+func (h *held) freeze(ctx context.Context, req wire.Request, st stages, limit time.Duration) (ev wire.Event, err error) {
+	req.HoldMS = limit.Milliseconds()
+	most := st.freeze
+	var line any = wire.Command{Do: wire.Freeze}
+	if h.p.Build == h.d.build {
+		req.Ask = true
+		if ev, err = h.helper.exchange(ctx, st.ready, req); errors.Is(err, errCaptureDeadline) {
+			err = errReadyDeadline
+		}
+		if err != nil || ev.Event != wire.EventReady {
+			return ev, err
+		}
+	} else { // may not know how to ask
+		most += st.ready
+		line = req
+	}
+	h.watch(ctx, limit+most, most)
+	if err := st.before(); err != nil {
+		return ev, err
+	}
+	h.patience = most // killed earlier, it would leave the engine paused
+	return h.helper.exchange(ctx, most, line)
 }
 
 // watch starts the watchdog. A build that has none does without.

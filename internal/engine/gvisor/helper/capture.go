@@ -73,6 +73,11 @@ func (k *capturer) capture(req wire.Request) error {
 	if err := k.makeReady(arena, req); err != nil {
 		return err
 	}
+	if req.Ask {
+		if err := k.ask(); err != nil {
+			return err
+		}
+	}
 	if req.Frozen != nil {
 		if err := req.Frozen.Apply(); err != nil {
 			return err
@@ -90,6 +95,15 @@ func (k *capturer) capture(req wire.Request) error {
 		return errors.Join(err, p.resume())
 	}
 	return p.hold(k.in, k.out, time.Duration(req.HoldMS)*time.Millisecond)
+}
+
+// ask waits until the server has done what it has to before the freeze.
+func (k *capturer) ask() error {
+	k.out.send(wire.Event{Event: wire.EventReady})
+	if cmd, err := readLine[wire.Command](k.in); err != nil || cmd.Do != wire.Freeze {
+		return errors.New("helper: the capture was given up before the freeze")
+	}
+	return nil
 }
 
 // makeReady does all that can be done before the freeze, side by side: it learns

@@ -31,7 +31,10 @@ const (
 	// Descriptors: 3 state, 4 meta, 5 pages, 6 ranges (a table of package pageset);
 	// with Request.Base 8 is a base of that package, and only the pages that differ
 	// from it are copied. The magic of the table tells whether the helper's build
-	// knew how. One event: EventDone with Sizes. With Request.HoldMS the
+	// knew how. One event: EventDone with Sizes. With Request.Ask another one comes
+	// before it: EventReady, when all is done that can be done before the freeze. The
+	// helper then waits for one Command, Freeze; where its standard input ends instead
+	// it fails, and nothing was frozen. With Request.HoldMS the
 	// engine stays paused, and the helper waits for one Command, VerbResume or
 	// Keep; it resumes the engine when its standard input or the time ends. With
 	// Request.Stay and without HoldMS it stays when it has captured, with the
@@ -117,6 +120,7 @@ type Request struct {
 	Base    bool          `json:"base,omitempty"`   // capture: there is one at FDBase
 	Expect  int64         `json:"expect,omitempty"` // capture with Base: bytes of pages that are expected to differ; 0: all
 	Stay    bool          `json:"stay,omitempty"`   // capture: for the next one; there is a socket at FDNext
+	Ask     bool          `json:"ask,omitempty"`    // capture: before the freeze
 	Prepare *PrepareExtra `json:"prepare,omitempty"`
 
 	Watch *Watch `json:"watch,omitempty"`
@@ -164,6 +168,9 @@ type Command struct {
 	Target int    `json:"target"`
 }
 
+// Freeze tells a capturing helper that asks to go on.
+const Freeze = "freeze"
+
 // Keep tells a holding helper to leave the engine paused.
 const Keep = "keep"
 
@@ -174,6 +181,7 @@ const Release = "release"
 const (
 	EventDone    = "done"
 	EventBegun   = "begun"   // of a helper that stayed: it has taken up the request
+	EventReady   = "ready"   // of a capture with Ask: it waits for Freeze
 	EventRunning = "running" // the target's processes run; its memory still loads
 	EventLoaded  = "loaded"
 	EventLost    = "lost" // the target cannot run: Error says why

@@ -49,6 +49,12 @@ func TestVersion1OnTheWire(t *testing.T) {
 			Request{Version: 1, Verb: VerbCapture, Targets: []Target{{Generation: "gn-1", Dir: "/run/x"}}, Base: true, Expect: 5},
 			`{"version":1,"verb":"capture","targets":[{"generation":"gn-1","dir":"/run/x"}],"base":true,"expect":5}`,
 		},
+		{
+			Request{Version: 1, Verb: VerbCapture, Targets: []Target{{Generation: "gn-1", Dir: "/run/x"}}, HoldMS: 7, Ask: true},
+			`{"version":1,"verb":"capture","targets":[{"generation":"gn-1","dir":"/run/x"}],"holdMs":7,"ask":true}`,
+		},
+		{Event{Event: EventReady}, `{"event":"ready"}`},
+		{Command{Do: Freeze}, `{"id":0,"do":"freeze","target":0}`},
 		{Event{Event: EventDone, Sizes: Sizes{Copied: 6}}, `{"event":"done","sizes":{"State":0,"Meta":0,"Pages":0,"Ranges":0,"PauseNS":0,"Copied":6}}`},
 	} {
 		b, err := json.Marshal(tt.value)
