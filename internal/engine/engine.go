@@ -217,7 +217,8 @@ type Driver interface {
 	// cannot, Restore wants the directory of a checkpoint in the first format.
 	ReadsStore(ctx context.Context, build, engine string) (bool, error)
 	// Prepare makes the engine process of a generation, in which nothing runs
-	// yet: it waits for Restore.
+	// yet: it waits for Restore. Like each call to an engine it fails by itself where
+	// that hangs.
 	Prepare(ctx context.Context, spec Spec, stdin *os.File) (Process, error)
 	// Start runs a fresh generation whose PID 1 is the agent, its stdin the given
 	// socket.

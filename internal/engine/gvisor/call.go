@@ -19,9 +19,16 @@ import (
 // eventLimit bounds a helper's one event, in bytes.
 const eventLimit = 1 << 20
 
-// call runs a helper to its end and gives its one event. When ctx ends first
-// the helper is told to end, and soon killed, which leaves the engine running.
+// callTime is Driver.callTime. What takes a tenth of a second may take many times
+// that on a busy machine; what takes longer than this hangs.
+const callTime = time.Minute
+
+// call runs a helper to its end and gives its one event. When ctx ends first, or the
+// time of a call, the helper is told to end, and soon killed, which leaves the engine
+// running.
 func (d *Driver) call(ctx context.Context, build string, req wire.Request, files ...*os.File) (wire.Event, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.callTime, fmt.Errorf("it hangs: no answer within %v", d.callTime))
+	defer cancel()
 	ev, end, err := d.ask(ctx, build, req, files...)
 	end()
 	return ev, err

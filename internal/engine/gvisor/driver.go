@@ -62,6 +62,7 @@ type Driver struct {
 	need   engine.Requirements
 	reaper proc.Reaper
 
+	callTime time.Duration // bounds a call to an engine or helper that has no time of its own
 	helpers  *helpers
 	stayers  stayers
 	features features
@@ -120,7 +121,7 @@ func New(cfg Config) (*Driver, error) {
 	cpuid.Initialize()
 	features := strings.Fields(cpuid.HostFeatureSet().FlagString())
 	slices.Sort(features)
-	d := &Driver{cfg: cfg, build: build, groups: groups, disk: disk.Overlay{}, need: engine.Requirements{
+	d := &Driver{cfg: cfg, build: build, groups: groups, disk: disk.Overlay{}, callTime: callTime, need: engine.Requirements{
 		Engine: "gvisor " + version.Version(), Arch: runtime.GOARCH, CPUFeatures: features,
 	}}
 	holds := d.endStrays()

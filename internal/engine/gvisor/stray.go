@@ -110,9 +110,7 @@ func (d *Driver) endHold(mark *os.File) error {
 	if err := wire.MarkPaused(mark, false); err != nil { // first: never twice
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
-	defer cancel()
-	return d.Resume(ctx, p)
+	return d.Resume(context.Background(), p) // bounded, as any call
 }
 
 // strayHelpers are the helpers that run from one of the kept builds below dir,
