@@ -60,10 +60,20 @@ func Detect(parent string) (*Hierarchy, error) {
 	return New(lines, parent)
 }
 
-// New builds a hierarchy from the lines of a mount table. v1 controllers win
+// New builds a hierarchy from the lines of a mount table, and makes the parent
+// group in it.
+func New(mounts []string, parent string) (*Hierarchy, error) {
+	h, err := parse(mounts, parent)
+	if err != nil {
+		return nil, err
+	}
+	return h, h.makeParents()
+}
+
+// parse finds the hierarchy in the lines of a mount table. v1 controllers win
 // where both versions are mounted, because a controller bound to v1 is not
 // available in v2.
-func New(mounts []string, parent string) (*Hierarchy, error) {
+func parse(mounts []string, parent string) (*Hierarchy, error) {
 	h := &Hierarchy{roots: map[string]string{}, parent: parent}
 	unified := ""
 	for _, l := range mounts {
@@ -86,13 +96,13 @@ func New(mounts []string, parent string) (*Hierarchy, error) {
 		}
 	}
 	if len(h.roots) == len(controllers) {
-		return h, h.makeParents()
+		return h, nil
 	}
 	if unified == "" {
 		return nil, errors.New("cgroup: neither v1 memory, cpu and pids controllers nor a v2 hierarchy are mounted; mount cgroup2 on /sys/fs/cgroup")
 	}
 	h.v2, h.roots = true, map[string]string{"": unified}
-	return h, h.makeParents()
+	return h, nil
 }
 
 // unescape undoes what a mount table does to blanks and backslashes (fstab(5)).

@@ -38,6 +38,10 @@ func Loss(dir string) error {
 	if err != nil {
 		return nil // who cannot read it knows no more
 	}
+	return decodeLoss(b)
+}
+
+func decodeLoss(b []byte) error {
 	var ev Event
 	if err := json.Unmarshal(b, &ev); err != nil {
 		return fmt.Errorf("engine: a loss whose reason cannot be read: %w", err)

@@ -3,6 +3,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"errors"
 	"testing"
 
@@ -28,4 +29,24 @@ func TestLoss(t *testing.T) {
 	if err := LeaveLoss(dir+"/none", Event{}); err == nil {
 		t.Error("word was left nowhere")
 	}
+}
+
+// Whatever is there, whoever asks hears something that can be said.
+func FuzzLoss(f *testing.F) {
+	f.Add([]byte(`{"event":"lost","error":"x","fault":{"kind":"damaged","message":"m","hint":"h"}}`))
+	f.Add([]byte(`{"event":"lost"}`))
+	f.Add([]byte(`{"fault":null,"target":1e9}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		err := decodeLoss(b)
+		if err == nil {
+			return
+		}
+		again, jsonErr := json.Marshal(Event{Event: EventLost}.Failed(err))
+		if jsonErr != nil {
+			t.Fatal(jsonErr)
+		}
+		if got := decodeLoss(again); got == nil || fault.As(got).Kind != fault.As(err).Kind {
+			t.Errorf("%v is passed on as %v", err, got)
+		}
+	})
 }
