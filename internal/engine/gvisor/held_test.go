@@ -3,6 +3,12 @@
 package gvisor_test
 
 import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +17,7 @@ import (
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/engine/enginetest"
 	"github.com/opencomputer/oc/internal/engine/gvisor"
+	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
 )
 
 // holding is a guest that a driver of its own holds frozen.
@@ -147,4 +154,85 @@ func TestNextServerEndsAHold(t *testing.T) {
 			counts(t, h.Guest, h.counter)
 		})
 	}
+}
+
+// What dies first when the machine runs out of memory is a guest's process, then its
+// engine; who serves the pages of those that load dies last.
+func TestOOMScores(t *testing.T) {
+	t.Parallel()
+	const guest, own = 1000, 100
+	score := func(pid int) int {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		if err != nil {
+			return guest // it has ended meanwhile
+		}
+		n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	scores := func(what string, g *enginetest.Guest) {
+		t.Helper()
+		if n := score(g.PID); n != own {
+			t.Errorf("%s: the engine's is %d, want %d", what, n, own)
+		}
+		stubs := proc.Descendants(g.PID, 1000)
+		if len(stubs) == 0 {
+			t.Errorf("%s: there are no processes of its guest", what)
+		}
+		for _, pid := range stubs {
+			if n := score(pid); n != guest {
+				t.Errorf("%s: that of a guest's process is %d, want %d", what, n, guest)
+			}
+		}
+	}
+	p := newPair(t, 64, 10<<20)
+	p.source.Begin(t, "sleep 1000")
+	scores("started", p.source)
+	r, adopt, err := p.begin(t, p.src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serving := append(p.helpers(p.Build(), "pager"), r.Pager().PID)
+	if len(serving) != 2 {
+		t.Fatalf("pagers and helpers %v", serving)
+	}
+	pager := -500
+	c := exec.CommandContext(t.Context(), "sleep", "1000")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}()
+	if proc.SetOOMScore(c.Process.Pid, pager) != nil { // a container may forbid to lower it
+		pager = score(c.Process.Pid)
+	}
+	for _, pid := range serving {
+		if n := score(pid); n != pager {
+			t.Errorf("that of a pager is %d, want %d", n, pager)
+		}
+	}
+	scores("restored", adopt())
+	prepared, err := p.Prepare(t.Context(), enginetest.Spec(t, enginetest.Shape()), stdin(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := p.Destroy(context.WithoutCancel(t.Context()), prepared); err != nil {
+			t.Error(err)
+		}
+	}()
+	if n := score(prepared.PID); n != own {
+		t.Errorf("prepared: the engine's is %d, want %d", n, own)
+	}
+}
+
+// stdin is the guest's end of a channel that nobody uses.
+func stdin(t *testing.T) *os.File {
+	t.Helper()
+	_, guest := enginetest.Pair(t)
+	return guest
 }
