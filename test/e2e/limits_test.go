@@ -51,50 +51,46 @@ func TestSandboxSeesItsOwnLimits(t *testing.T) {
 }
 
 // TestPreparedEnginesHaveTheShapeAskedFor creates and spawns sandboxes of three
-// shapes in turn, with fewer prepared engines than there is demand for: whatever
-// it runs in, each has its own limits.
+// shapes in turn, with fewer prepared engines than there is demand for. Each has its
+// own limits, also and in particular where it runs in a prepared engine.
 func TestPreparedEnginesHaveTheShapeAskedFor(t *testing.T) {
 	t.Parallel()
 	s := ownServer(t, "", harness.Settings{"pool": 3})
 	shapes := []struct{ cpu, memory, disk string }{{"1", "256", "128"}, {"2", "512", "300"}, {"1", "384", "1024"}}
 	checkpoints := make([]string, len(shapes))
-	shows := func(b box, i int) {
-		t.Helper()
-		want := shapes[i].cpu + "\n" + shapes[i].memory + "\n" + shapes[i].disk
-		if got := b.sh("nproc; free -m | awk '/^Mem:/ {print $2}'; df -m / | awk 'NR == 2 {print $2}'"); got != want {
-			t.Errorf("shape %d: it shows %q, not %q", i, got, want)
-		}
-		oc(t, s, "kill", b.id)
-	}
 	pool := func() client.Pool {
 		t.Helper()
 		st, err := api(t, s).Status(t.Context())
 		must(t, err)
 		return st.Pool
 	}
-	prepared := func() {
+	// pooled makes sandboxes of a shape until one runs in a prepared engine: the first
+	// says that there is demand for it.
+	pooled := func(what string, i int, box func() box) {
 		t.Helper()
-		await(t, "engines are prepared", func() bool { return pool().Ready > 0 })
-	}
-	for range count(2, 10) {
-		for i, shape := range shapes {
-			b := create(t, s, "--cpu", shape.cpu, "--memory", shape.memory, "--disk", shape.disk)
+		want := shapes[i].cpu + "\n" + shapes[i].memory + "\n" + shapes[i].disk
+		await(t, "an engine is prepared, and used, for a "+what+" of shape "+strconv.Itoa(i), func() bool {
+			before := pool()
+			b := box()
+			hit := pool().Hits > before.Hits
+			if got := b.sh("nproc; free -m | awk '/^Mem:/ {print $2}'; df -m / | awk 'NR == 2 {print $2}'"); got != want {
+				t.Errorf("%s of shape %d, in a prepared engine: %v: it shows %q, not %q", what, i, hit, got, want)
+			}
 			if checkpoints[i] == "" {
 				checkpoints[i] = b.checkpoint("shape")
 			}
-			shows(b, i)
-			prepared()
-		}
-		for i := range shapes {
-			shows(spawn(t, s, checkpoints[i]), i)
-			prepared()
+			oc(t, s, "kill", b.id)
+			return hit
+		})
+	}
+	for range count(2, 10) {
+		for i, shape := range shapes {
+			pooled("create", i, func() box {
+				return create(t, s, "--cpu", shape.cpu, "--memory", shape.memory, "--disk", shape.disk)
+			})
+			pooled("spawn", i, func() box { return spawn(t, s, checkpoints[i]) })
 		}
 	}
-	await(t, "an engine of the shape that was asked for last is prepared, and used", func() bool {
-		before := pool()
-		shows(create(t, s, "--cpu", shapes[1].cpu, "--memory", shapes[1].memory, "--disk", shapes[1].disk), 1)
-		return pool().Hits > before.Hits
-	})
 }
 
 // TestMisbehavedSandboxHurtsOnlyItself runs out of everything in one sandbox, while
