@@ -60,7 +60,8 @@ func (s *Service) captureAnd(ctx context.Context, op *sandbox.Operation, c *meta
 }
 
 // keep stores a capture and marks its row ready. head tells whether the
-// sandbox's state descends from it.
+// sandbox's state descends from it; else it is of what a restore replaced, of which
+// nothing is needed any more in that instant.
 func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Generation, capt *frozen, c *meta.Checkpoint, head bool) error {
 	img, err := s.cfg.Meta.Image(ctx, gen.ImageHash)
 	if err != nil {
@@ -91,14 +92,18 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 	now := time.Now()
 	c.Status, c.ReadyAt, c.SizeBytes, c.AddedBytes, c.Object = meta.CheckpointReady, &now, m.SizeBytes, m.AddedBytes, object
 	err = s.cfg.Meta.InTx(ctx, func(tx *meta.DB) error {
+		if err := tx.UpdateCheckpoint(ctx, c); err != nil {
+			return err
+		}
+		if !head { // the sandbox's row is whoever's has its turn
+			return endSaved(ctx, tx, gen.ID)
+		}
 		sb, err := tx.SandboxAnyOrg(ctx, c.SandboxID)
 		if err != nil {
 			return err
 		}
-		if head {
-			sb.LastCheckpoint = c.ID
-		}
-		return errors.Join(tx.UpdateCheckpoint(ctx, c), tx.UpdateSandbox(ctx, &sb))
+		sb.LastCheckpoint = c.ID
+		return tx.UpdateSandbox(ctx, &sb)
 	})
 	if err != nil {
 		c.Object = ""
@@ -108,6 +113,20 @@ func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Genera
 	s.cfg.Log.Info("checkpoint ready", "checkpoint", c.ID, "sandbox", c.SandboxID,
 		"bytes", c.SizeBytes, "copied", capt.CopiedBytes(), "pause", capt.Pause)
 	return nil
+}
+
+// endSaved notes that a replaced generation is stored, so that it is not saved a
+// second time by who finds it.
+func endSaved(ctx context.Context, tx *meta.DB, id string) error {
+	gen, err := tx.Generation(ctx, id)
+	if fault.Is(err, fault.NotFound) { // killed meanwhile
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	gen.State = meta.GenerationEnding
+	return tx.UpdateGeneration(ctx, &gen)
 }
 
 // preflight refuses to capture a sandbox that is not well, or without room for
@@ -129,14 +148,19 @@ func (s *Service) preflight(ctx context.Context, run *sandbox.Run, sandboxID str
 // roomFor refuses a capture whose result the store has no room for; of one that
 // has a parent as much is expected as that brought.
 func (s *Service) roomFor(ctx context.Context, p engine.Process, parent string) error {
-	free, known, err := s.cfg.Store.Free()
-	if err != nil || !known {
-		return err
-	}
 	mem, disk := s.cfg.Engine.Usage(p)
 	need := mem + disk
 	if c, err := s.cfg.Meta.CheckpointAnyOrg(ctx, parent); err == nil && c.Status == meta.CheckpointReady && c.Object != "" {
 		need = min(need, 2*c.AddedBytes)
+	}
+	return s.room(need)
+}
+
+// room refuses a checkpoint of so many bytes where the store has no room for it.
+func (s *Service) room(need int64) error {
+	free, known, err := s.cfg.Store.Free()
+	if err != nil || !known {
+		return err
 	}
 	if need += spaceMargin; free < need {
 		return fault.New(fault.Unavailable, "no space for the checkpoint: up to %d MB are needed, %d MB are free on the disk of the store", need>>20, free>>20).

@@ -134,7 +134,7 @@ func (s *Service) restore(ctx context.Context, orgID, sandboxID, id string, save
 			return fault.New(fault.Gone, "sandbox %s has been stopped", sandboxID)
 		}
 		if saver != nil {
-			if err := saver.reserve(ctx, op); err != nil {
+			if err := saver.reserve(ctx, op, sb); err != nil {
 				return err
 			}
 			defer saver.giveBack()

@@ -47,14 +47,45 @@ type saver struct {
 	room  room // until save has it
 }
 
-// reserve waits for the room that the capture takes, before anything waits for
-// the restore.
-func (v *saver) reserve(ctx context.Context, op *sandbox.Operation) error {
-	old, err := op.Replaces(ctx)
-	if err == nil && old != nil {
-		v.room, err = v.s.reserve(ctx, old.Process, old.Generation)
+// reserve refuses a restore whose saving would not succeed, and waits for the room
+// that the capture takes, before anything waits for the restore.
+func (v *saver) reserve(ctx context.Context, op *sandbox.Operation, sb meta.Sandbox) error {
+	waiting, err := op.Unsaved(ctx)
+	if err != nil {
+		return err
 	}
+	if len(waiting) > 0 { // each holds a whole sandbox's memory
+		return v.s.stillUnsaved(ctx, sb, waiting[0])
+	}
+	old, err := op.Replaces(ctx)
+	if err != nil || old == nil {
+		return err
+	}
+	if err := v.s.roomFor(ctx, old.Process, sb.LastCheckpoint); err != nil {
+		return unsavable(sb, err)
+	}
+	v.room, err = v.s.reserve(ctx, old.Process, old.Generation)
 	return err
+}
+
+// unsavable is why a sandbox's present state cannot be saved.
+func unsavable(sb meta.Sandbox, why error) error {
+	return fault.Wrap(fault.Unavailable, why, "the present state of sandbox %s cannot be saved: %s", sb.ID, reason(why)).
+		WithHint("free some space if that is it, or restore with --no-save and lose the present state")
+}
+
+// stillUnsaved refuses to save another state while that of a generation is not stored.
+func (s *Service) stillUnsaved(ctx context.Context, sb meta.Sandbox, gen meta.Generation) error {
+	c, err := s.savedRow(ctx, sb, gen)
+	if err != nil {
+		return err
+	}
+	what := ""
+	if c.ErrorMsg != "" {
+		what = ", and failed last with: " + c.ErrorMsg
+	}
+	return fault.New(fault.Conflict, "what sandbox %s was before an earlier restore is still to be stored as %s%s", sb.ID, savedName(gen), what).
+		WithHint("try again when it is stored, or restore with --no-save and lose the present state")
 }
 
 // giveBack gives back room that was not used.
@@ -72,11 +103,8 @@ func (v *saver) saves(sb meta.Sandbox) sandbox.Save {
 
 func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced) (engine.Held, func(context.Context) error, error) {
 	s := v.s
-	if err := s.roomFor(ctx, old.Process, sb.LastCheckpoint); err != nil {
-		return nil, nil, fault.As(err).WithHint("free some space, or restore with --no-save and lose the present state")
-	}
 	c := meta.Checkpoint{
-		OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName(savedPrefix), Kind: kindFull, Automatic: true,
+		OrgID: sb.OrgID, SandboxID: sb.ID, Name: savedName(old.Generation), Kind: kindFull, Automatic: true,
 		ParentID: sb.LastCheckpoint, Unverified: !old.Well,
 	}
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
@@ -86,32 +114,43 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 	r := v.room
 	v.room = room{} // the capture's from here on
 	capt, held, err := s.freezeHeld(ctx, old.Process, old.Generation, c.ParentID, r, sandbox.HoldLimit)
+	if err == nil {
+		// The last moment to find that there is no room for what it really is.
+		if err = s.room(capt.CopiedBytes() + capt.StateSize + capt.MetaSize); err != nil {
+			capt.close()
+			err = errors.Join(err, held.Thaw(context.WithoutCancel(ctx)))
+		}
+	}
 	if err != nil {
 		s.failSaved(ctx, &c, err)
-		return nil, nil, fault.Wrap(fault.Unavailable, err, "the present state of sandbox %s cannot be saved: %s", sb.ID, reason(err)).
-			WithHint("restore with --no-save to lose it")
-	}
-	store := func(ctx context.Context) error {
-		defer capt.close()
-		err := s.keep(ctx, old.Process, old.Generation, capt, &c, false)
-		v.saved = Saved{Checkpoint: &c}
-		switch {
-		case err != nil:
-			s.failSaved(ctx, &c, err)
-			v.saved.Note = fmt.Sprintf("the state before the restore could not be stored: %s", reason(err))
-			return nil // the restore itself has happened
-		case c.Unverified:
-			v.saved.Note = "the sandbox's agent did not answer: its state was saved unverified"
-		}
-		// Not in the restore: what it restores from cannot be deleted before its end,
-		// and may be what has to go.
-		s.wg.Go(func() { s.trimSaved(ctx, c) })
-		return nil
+		return nil, nil, unsavable(sb, err)
 	}
 	return thawing{held, func() {
 		capt.close()
 		s.failSaved(ctx, &c, errors.New("the restore that it was made for did not take place"))
-	}}, store, nil
+	}}, func(ctx context.Context) error { return v.store(ctx, old, capt, c) }, nil
+}
+
+// store makes what was captured durable. Where that fails the restore has happened
+// all the same: what it replaced is saved later.
+func (v *saver) store(ctx context.Context, old sandbox.Replaced, capt *frozen, c meta.Checkpoint) error {
+	s := v.s
+	defer capt.close()
+	err := s.keep(ctx, old.Process, old.Generation, capt, &c, false)
+	v.saved = Saved{Checkpoint: &c}
+	if err != nil {
+		s.failSaved(ctx, &c, err)
+		v.saved.Note = fmt.Sprintf("the state before the restore could not be stored yet: %s; it stays frozen, and that is tried again until %s is ready",
+			reason(err), c.ID)
+		return err
+	}
+	if c.Unverified {
+		v.saved.Note = "the sandbox's agent did not answer: its state was saved unverified"
+	}
+	// Not in the restore: what it restores from cannot be deleted before its end,
+	// and may be what has to go.
+	s.wg.Go(func() { s.trimSaved(ctx, c) })
+	return nil
 }
 
 // thawing is a hold that says when it ends in vain: what replaced the generation
@@ -197,30 +236,63 @@ func (s *Service) trimAutomatic(ctx context.Context, c meta.Checkpoint, prefix s
 	}
 }
 
+// savedName is the name of the checkpoint of what a restore replaced.
+func savedName(gen meta.Generation) string {
+	return savedPrefix + strings.TrimPrefix(gen.ID, "gn")
+}
+
+// savedRow gives the row of the last attempt to save a replaced generation that
+// failed, or else a new one that is not inserted.
+func (s *Service) savedRow(ctx context.Context, sb meta.Sandbox, gen meta.Generation) (meta.Checkpoint, error) {
+	rows, err := s.cfg.Meta.Checkpoints(ctx, sb.OrgID, sb.ID)
+	for _, c := range rows { // newest first
+		if c.Name == savedName(gen) && c.Status == meta.CheckpointFailed {
+			return c, err
+		}
+	}
+	return meta.Checkpoint{
+		OrgID: sb.OrgID, SandboxID: sb.ID, Name: savedName(gen), Kind: kindFull, Automatic: true,
+		ParentID: gen.Checkpoint, Unverified: true,
+	}, err
+}
+
 // saveUnsaved captures a generation that was replaced, and is still there
-// because the server ended before its state was stored.
+// because its state could not be stored, or the server ended before it was.
 func (s *Service) saveUnsaved(ctx context.Context, sb meta.Sandbox, gen meta.Generation) error {
 	proc, err := engine.DecodeProcess(gen.Process)
 	if err != nil {
 		return err
 	}
-	c := meta.Checkpoint{
-		OrgID: sb.OrgID, SandboxID: sb.ID, Name: automaticName(savedPrefix), Kind: kindFull, Automatic: true,
-		ParentID: gen.Checkpoint, Unverified: true,
+	c, err := s.savedRow(ctx, sb, gen)
+	if err != nil {
+		return err
 	}
-	if err := s.insert(ctx, &c, sb, 0); err != nil {
+	if c.ID == "" {
+		err = s.insert(ctx, &c, sb, 0)
+	} else { // the same one again, so that attempts do not pile up
+		c.Status, c.FailedAt, c.ErrorMsg = meta.CheckpointProcessing, nil, ""
+		err = s.cfg.Meta.UpdateCheckpoint(ctx, &c)
+	}
+	if err != nil {
+		return err
+	}
+	err = s.captureUnsaved(ctx, proc, gen, &c)
+	if err != nil {
+		s.fail(ctx, &c, err)
+	}
+	s.trimSaved(ctx, c)
+	return err
+}
+
+func (s *Service) captureUnsaved(ctx context.Context, proc engine.Process, gen meta.Generation, c *meta.Checkpoint) error {
+	if err := s.roomFor(ctx, proc, c.ParentID); err != nil {
 		return err
 	}
 	s.hurry(gen)
 	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
-	if err == nil {
-		defer capt.close()
-		err = s.keep(ctx, proc, gen, capt, &c, false)
-	}
 	if err != nil {
-		s.failSaved(ctx, &c, err)
 		return err
 	}
-	s.trimSaved(ctx, c)
-	return nil
+	defer capt.close()
+	return s.keep(ctx, proc, gen, capt, c, false)
 }

@@ -53,7 +53,7 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 		return err
 	}
 	if err == nil && g.State == meta.GenerationSaving && s.cfg.Keep != nil {
-		s.keepLater(sb, g)
+		s.keepLater(g.ID, 0)
 		return nil
 	}
 	if err != nil || !adoptable(g.State) || sb.State != meta.SandboxRunning || sb.GenerationID != g.ID {
@@ -100,22 +100,6 @@ func adoptable(s meta.GenerationState) bool {
 	return s == meta.GenerationLive || s == meta.GenerationHeld || s == meta.GenerationFreezing
 }
 
-// stopReplaced pauses the generations that were replaced and are still to be
-// saved, before what replaced them goes on: who froze them lets them go on when
-// it has lost its server, and two must not run. A pause on top of another is one
-// more: nothing that is still on its way ends it. What cannot be paused is ended.
-func (s *Service) stopReplaced(ctx context.Context, gens []meta.Generation) {
-	eachOf(gens, func(g meta.Generation) {
-		proc, err := engine.DecodeProcess(g.Process)
-		if g.State != meta.GenerationSaving || err != nil || !s.cfg.Engine.Alive(proc) {
-			return
-		}
-		if err := bounded(ctx, func(ctx context.Context) error { return s.cfg.Engine.Pause(ctx, proc) }); err != nil {
-			s.cfg.Log.Error("a replaced generation cannot be paused, and is ended unsaved", "generation", g.ID, "error", errors.Join(err, s.cfg.Engine.Kill(g.ID)))
-		}
-	})
-}
-
 // eachOf does something with generations, some of them side by side.
 func eachOf(gens []meta.Generation, do func(meta.Generation)) {
 	var wg sync.WaitGroup
@@ -128,23 +112,6 @@ func eachOf(gens []meta.Generation, do func(meta.Generation)) {
 		})
 	}
 	wg.Wait()
-}
-
-// keepLater saves a replaced generation, and ends it, in the background: to store
-// it may take long, and nobody waits for it.
-func (s *Service) keepLater(sb meta.Sandbox, g meta.Generation) {
-	s.wg.Go(func() {
-		proc, err := engine.DecodeProcess(g.Process)
-		if err == nil && s.cfg.Engine.Alive(proc) {
-			err = s.cfg.Keep(s.ctx, sb, g)
-		}
-		if err != nil && s.ctx.Err() != nil {
-			return // the next server finds it as this one did
-		}
-		if err = errors.Join(err, s.discard(s.ctx, g)); err != nil {
-			s.cfg.Log.Error("saving a replaced generation", "generation", g.ID, "error", err)
-		}
-	})
 }
 
 // rescueLater is rescue in the background: one engine that does not answer must

@@ -66,7 +66,8 @@ func (op *Operation) Run() (*Run, error) {
 	return nil, fault.New(fault.Conflict, "sandbox %s is not running", op.b.id)
 }
 
-// Stop ends the sandbox for good, with a reason.
+// Stop ends the sandbox for good, with a reason. What an earlier restore replaced,
+// and is still to be stored, is stored all the same.
 func (op *Operation) Stop(ctx context.Context, reason string) error {
 	if err := op.end(ctx, meta.SandboxStopped, reason); err != nil {
 		return err
@@ -75,9 +76,25 @@ func (op *Operation) Stop(ctx context.Context, reason string) error {
 	return nil
 }
 
-// end takes the sandbox's run away and records why. The rows say so first, so
-// that a crash in the middle is finished by reconciliation.
+// kill is Stop because somebody asked for it, which nothing outlives.
+func (op *Operation) kill(ctx context.Context) error {
+	if err := op.endAll(ctx, meta.SandboxStopped, "user_requested", func(meta.Generation) bool { return true }); err != nil {
+		return err
+	}
+	op.s.forget(op.b.id)
+	return nil
+}
+
+// end takes the sandbox's run away and records why.
 func (op *Operation) end(ctx context.Context, state meta.SandboxState, reason string) error {
+	return op.endAll(ctx, state, reason, func(g meta.Generation) bool {
+		return g.State != meta.GenerationSaving // what an earlier restore replaced: keepLater's
+	})
+}
+
+// endAll ends the sandbox, unless it has been stopped, and those of its generations.
+// The rows say so first, so that a crash in the middle is finished by reconciliation.
+func (op *Operation) endAll(ctx context.Context, state meta.SandboxState, reason string, ends func(meta.Generation) bool) error {
 	s := op.s
 	ctx = context.WithoutCancel(ctx) // an end that has begun is carried through
 	now := s.cfg.Now()
@@ -90,14 +107,15 @@ func (op *Operation) end(ctx context.Context, state meta.SandboxState, reason st
 		if gens, err = tx.GenerationsOf(ctx, sb.ID); err != nil {
 			return err
 		}
-		if state == meta.SandboxError { // what an earlier restore replaced is still to be saved: keepLater
-			gens = slices.DeleteFunc(gens, func(g meta.Generation) bool { return g.State == meta.GenerationSaving })
-		}
+		gens = slices.DeleteFunc(gens, func(g meta.Generation) bool { return !ends(g) })
 		for i := range gens {
 			gens[i].State = meta.GenerationEnding
 			if err := tx.UpdateGeneration(ctx, &gens[i]); err != nil {
 				return err
 			}
+		}
+		if sb.State == meta.SandboxStopped {
+			return nil
 		}
 		sb.State, sb.Reason, sb.StoppedAt, sb.GenerationID = state, reason, &now, ""
 		return tx.UpdateSandbox(ctx, &sb)

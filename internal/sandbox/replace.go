@@ -23,7 +23,9 @@ type Replaced struct {
 }
 
 // Save takes the state of a generation that is being replaced, and leaves it
-// frozen; after an error it is not. store makes it durable, beside the running replacement.
+// frozen; after an error it is not. store makes it durable, beside the running
+// replacement; where it fails the generation stays frozen, and Config.Keep is asked
+// later.
 type Save func(ctx context.Context, old Replaced) (held engine.Held, store func(ctx context.Context) error, err error)
 
 // Replaces gives the generation that a restore in place would replace, nil if
@@ -78,8 +80,9 @@ func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta
 	err = op.switchTo(context.WithoutCancel(ctx), r, others, held)
 	open()
 	if store != nil {
-		// A failure leaves the checkpoint failed, with the reason.
-		err = errors.Join(err, store(context.WithoutCancel(ctx)))
+		if e := store(context.WithoutCancel(ctx)); e != nil {
+			others = s.keepFrozen(others, e)
+		}
 	}
 	killpoint.Here(killpoint.RestoreSaved)
 	s.wg.Go(func() { // giving a gigabyte back takes a second
@@ -90,6 +93,21 @@ func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta
 		}
 	})
 	return err
+}
+
+// keepFrozen has the replaced generation whose state could not be stored be saved
+// later, and gives the others.
+func (s *Service) keepFrozen(replaced []meta.Generation, why error) (others []meta.Generation) {
+	for _, g := range replaced {
+		if g.State != meta.GenerationSaving || s.cfg.Keep == nil {
+			others = append(others, g)
+			continue
+		}
+		s.cfg.Log.Error("what a restore replaced could not be stored; it stays frozen, and that is tried again",
+			"sandbox", g.SandboxID, "generation", g.ID, "error", why)
+		s.keepLater(g.ID, s.cfg.RetryPause)
+	}
+	return others
 }
 
 // save freezes and saves what is being replaced, if that is wanted and there

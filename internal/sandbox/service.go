@@ -64,14 +64,17 @@ type Config struct {
 	Now func() time.Time
 	// OperationWait bounds how long an operation waits for its turn; 0 = 5 min.
 	OperationWait time.Duration
+	// RetryPause is how long the background waits before it tries again what failed;
+	// each time twice as long, up to retryMost. 0 = 2 s.
+	RetryPause time.Duration
 	// Expire saves a sandbox whose rolling timeout passed, during an operation
 	// on it; it is stopped when Expire succeeds, and runs on if it fails.
 	Expire func(ctx context.Context, op *Operation, sb meta.Sandbox) error
 	// Recover saves a sandbox whose engine runs but whose channel is lost, and
 	// puts a generation with a fresh one in its place, during an operation on it.
 	Recover func(ctx context.Context, op *Operation, sb meta.Sandbox, gen meta.Generation) error
-	// Keep saves a generation that was replaced, whose saving an earlier server
-	// did not finish.
+	// Keep saves a generation that was replaced, whose saving failed or was not
+	// finished by an earlier server.
 	Keep func(ctx context.Context, sb meta.Sandbox, gen meta.Generation) error
 	// Lost hears why a run was lost by the pager that loaded it from a checkpoint,
 	// before the sandbox ends.
@@ -98,6 +101,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.OperationWait == 0 {
 		cfg.OperationWait = operationWait
+	}
+	if cfg.RetryPause == 0 {
+		cfg.RetryPause = retryPause
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, boxes: map[string]*box{}}
@@ -232,22 +238,33 @@ func (s *Service) SetTimeout(ctx context.Context, orgID, id string, seconds int)
 }
 
 // Kill ends a sandbox for good: its processes and its files. Checkpoints and
-// forks stay. Killing a stopped one is nil. An operation that runs on it is
-// cancelled and waited for.
+// forks stay. Of a stopped one it ends what an earlier restore replaced, if that is
+// still to be stored. An operation that runs on it is cancelled and waited for.
 func (s *Service) Kill(ctx context.Context, orgID, id string) error {
-	sb, err := s.Get(ctx, orgID, id)
-	if err != nil || sb.State == meta.SandboxStopped {
+	if _, err := s.Get(ctx, orgID, id); err != nil {
+		return err
+	}
+	if over, err := s.over(ctx, id); over || err != nil {
 		return err
 	}
 	pardon := s.box(id).doom(fault.New(fault.Gone, "sandbox %s was killed", id))
 	defer pardon() // if this fails
 	return s.Operate(ctx, id, opKill, func(ctx context.Context, op *Operation) error {
-		sb, err := s.cfg.Meta.Sandbox(ctx, orgID, id)
-		if err != nil || sb.State == meta.SandboxStopped {
+		if over, err := s.over(ctx, id); over || err != nil {
 			return err
 		}
-		return op.Stop(ctx, "user_requested")
+		return op.kill(ctx)
 	})
+}
+
+// over tells whether a sandbox has been stopped, and nothing of it is to be saved.
+func (s *Service) over(ctx context.Context, id string) (bool, error) {
+	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, id)
+	if err != nil || sb.State != meta.SandboxStopped {
+		return false, err
+	}
+	gens, err := s.unsaved(ctx, id)
+	return len(gens) == 0, err
 }
 
 // Acquire gives the use of the sandbox's agent. It waits while the sandbox is

@@ -40,6 +40,12 @@ func (e *Engine) Capture(ctx context.Context, p engine.Process, _ engine.Capture
 		closeFiles()
 		e.Captures.Add(-1)
 	})
+	e.mu.Lock()
+	spoil := e.spoil
+	e.mu.Unlock()
+	if spoil != nil {
+		spoil(p.Generation, c)
+	}
 	return c, nil
 }
 

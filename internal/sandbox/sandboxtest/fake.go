@@ -103,6 +103,7 @@ type Engine struct {
 	gens   map[string]*generation
 	losses map[string]error // by generation
 	hook   func(ctx context.Context, step, generation string) error
+	spoil  func(generation string, c *engine.Capture)
 }
 
 type generation struct {
@@ -132,6 +133,13 @@ func (e *Engine) Hook(f func(ctx context.Context, step, generation string) error
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.hook = f
+}
+
+// Spoil may change each capture from now on; nil takes it away.
+func (e *Engine) Spoil(f func(generation string, c *engine.Capture)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.spoil = f
 }
 
 func (e *Engine) step(ctx context.Context, step, generation string) error {

@@ -196,6 +196,7 @@ func (w *World) Config(t testing.TB) sandbox.Config {
 	t.Helper()
 	return sandbox.Config{
 		Meta: w.Meta, Engine: w.Engine, Keeper: w.Keeper, Images: w, Limits: sandbox.DefaultLimits(8 << 30), Log: w.Log, Now: w.Clock.Now,
+		RetryPause: 10 * time.Millisecond,
 	}
 }
 
