@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,6 +127,63 @@ func TestRescue(t *testing.T) {
 	if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Name, "recovered-") {
 		t.Errorf("%+v, %v", list, err)
 	}
+}
+
+// A sandbox whose channel is lost, and whose state cannot be stored for now, runs on
+// until it can be; the attempts do not pile up.
+func TestRescueWaitsForTheStore(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "precious")
+	n.stop()
+	if err := n.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
+		t.Fatal(err)
+	}
+	var tries atomic.Int32
+	n.Engine.Spoil(func(_ string, c *engine.Capture) {
+		tries.Add(1)
+		c.State = unreadable{}
+	})
+	n.start(t)
+	sandboxtest.Eventually(t, "it was tried more often than a failure is", func() bool { return tries.Load() > 5 })
+	if row := n.sandbox(t, sb.ID); row.State != meta.SandboxRunning || row.GenerationID != sb.GenerationID {
+		t.Errorf("it is %+v", row)
+	}
+	if failed := n.automatic(t, sb.ID, meta.CheckpointFailed); len(failed) > 4 { // the last may not be trimmed yet
+		t.Errorf("%d attempts are left", len(failed))
+	}
+	n.Engine.Spoil(nil)
+	sandboxtest.Eventually(t, "another generation took over", func() bool {
+		return n.sandbox(t, sb.ID).GenerationID != sb.GenerationID
+	})
+	if got := n.GetState(t, sb.ID); got != "precious" {
+		t.Errorf("it is %q", got)
+	}
+	n.settled(t, sb.ID)
+}
+
+// A restore, which needs no agent, ends the waiting for a recovery.
+func TestRestoreInsteadOfARescue(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "first")
+	c := n.checkpoint(t, sb.ID, "c")
+	n.stop()
+	if err := n.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
+		t.Fatal(err)
+	}
+	n.unstorable(t, sb.ID)
+	n.start(t)
+	sandboxtest.Eventually(t, "its recovery waits", func() bool { return len(n.automatic(t, sb.ID, meta.CheckpointFailed)) > 0 })
+	if err := n.checkpoints.Restore(t.Context(), n.Org, sb.ID, c.ID); err != nil {
+		t.Fatal(err)
+	}
+	l, err := n.sandboxes.Acquire(t.Context(), n.Org, sb.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Release()
+	n.settled(t, sb.ID)
 }
 
 // Of what was recovered the newest three stay, and what a sandbox rests on.

@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/opencomputer/oc/internal/engine"
+	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
 )
@@ -23,15 +24,9 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return err
 	}
-	s.hurry(gen)
-	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
-	if err == nil {
-		defer capt.close()
-		err = s.keep(ctx, proc, gen, capt, &c, true)
-	}
-	if err != nil {
+	defer func() { s.trimRecovered(ctx, c) }()
+	if err := s.captureLost(ctx, proc, gen, &c); err != nil {
 		s.fail(ctx, &c, err)
-		s.trimRecovered(ctx, c)
 		return err
 	}
 	_, src, release, err := s.openToRestore(ctx, c, nil)
@@ -43,9 +38,20 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 	if err != nil {
 		return err
 	}
-	if err := op.Replace(ctx, restored, func(row *meta.Sandbox) { row.LastCheckpoint = c.ID }, nil); err != nil {
+	return op.Replace(ctx, restored, func(row *meta.Sandbox) { row.LastCheckpoint = c.ID }, nil)
+}
+
+// captureLost captures a generation without its agent and stores that. What keeps a
+// store from taking it is no fault of the sandbox's, and may pass.
+func (s *Service) captureLost(ctx context.Context, proc engine.Process, gen meta.Generation, c *meta.Checkpoint) error {
+	s.hurry(gen)
+	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
+	if err != nil {
 		return err
 	}
-	s.trimRecovered(ctx, c)
+	defer capt.close()
+	if err := s.keep(ctx, proc, gen, capt, c, true); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the state of sandbox %s cannot be stored: %s", c.SandboxID, reason(err))
+	}
 	return nil
 }

@@ -60,26 +60,33 @@ func (s *Service) adopt(ctx context.Context, g meta.Generation) error {
 		return s.discard(ctx, g)
 	}
 	run, err := s.resume(ctx, g)
-	if err != nil {
-		if proc, e := engine.DecodeProcess(g.Process); e != nil || !s.cfg.Engine.Alive(proc) {
-			if e == nil {
-				err = s.mourn(ctx, g, proc, err)
-			}
-			return s.rescue(ctx, sb, g, err) // nothing to wait for
-		}
-		s.rescueLater(sb, g, err)
+	if err == nil {
+		s.takeUp(ctx, s.box(sb.ID), sb, run)
 		return nil
 	}
-	b := s.box(sb.ID)
+	proc, e := engine.DecodeProcess(g.Process)
+	if e == nil && s.cfg.Engine.Alive(proc) && s.cfg.Recover != nil {
+		s.recoverLater(sb, g, err)
+		return nil
+	}
+	if e == nil {
+		err = s.mourn(ctx, g, proc, err)
+	}
+	return s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error { // nothing to wait for
+		return op.end(ctx, meta.SandboxError, err.Error())
+	})
+}
+
+// takeUp makes a run that was adopted the sandbox's.
+func (s *Service) takeUp(ctx context.Context, b *box, sb meta.Sandbox, run *Run) {
 	b.setTimeout(sb.TimeoutSec)
 	b.touch(sb.LastActiveAt)
-	b.install(run)
 	run.loss = func() error { return s.cfg.Engine.Loss(run.proc) }
-	s.watch(b, run)
-	if len(g.Pager) > 0 {
+	if len(run.gen.Pager) > 0 {
 		s.followPager(b, run, s.owed(ctx, run))
 	}
-	return nil
+	b.install(run)
+	s.watch(b, run)
 }
 
 // mourn gives why a generation ended while there was no server: as its pager says,
@@ -114,54 +121,6 @@ func eachOf(gens []meta.Generation, do func(meta.Generation)) {
 	wg.Wait()
 }
 
-// rescueLater is rescue in the background: one engine that does not answer must
-// not keep the node from serving. Calls to the sandbox wait for it.
-func (s *Service) rescueLater(sb meta.Sandbox, g meta.Generation, why error) {
-	b := s.box(sb.ID)
-	open := b.closeGate()
-	s.wg.Go(func() {
-		defer open()
-		if err := s.rescue(s.ctx, sb, g, why); err != nil && s.ctx.Err() == nil {
-			s.cfg.Log.Error("recovering", "sandbox", sb.ID, "error", err)
-		}
-	})
-}
-
-// rescue saves what can be saved of a generation that cannot be adopted: an
-// engine that runs is captured without its agent's help and restored into a
-// generation with a fresh channel; otherwise the sandbox has ended.
-func (s *Service) rescue(ctx context.Context, sb meta.Sandbox, g meta.Generation, why error) error {
-	return s.Operate(ctx, sb.ID, "recover", func(ctx context.Context, op *Operation) error {
-		if proc, err := engine.DecodeProcess(g.Process); err == nil && s.cfg.Engine.Alive(proc) && s.cfg.Recover != nil {
-			s.cfg.Log.Warn("recovering a sandbox through a capture", "sandbox", sb.ID, "generation", g.ID, "reason", why)
-			op.b.setTimeout(sb.TimeoutSec)
-			if err = s.recover(ctx, op, sb, g, proc); err == nil {
-				return nil
-			}
-			why = errors.Join(why, err)
-		}
-		return op.end(ctx, meta.SandboxError, why.Error())
-	})
-}
-
-// recover has a sandbox recovered, and again where that fails while its engine runs: a
-// keeper that dies meanwhile is replaced within a second, and no reason to end it.
-func (s *Service) recover(ctx context.Context, op *Operation, sb meta.Sandbox, g meta.Generation, proc engine.Process) error {
-	const tries, pause = 3, 2 * time.Second
-	for try := 1; ; try++ {
-		err := s.cfg.Recover(ctx, op, sb, g)
-		if err == nil || try == tries || !s.cfg.Engine.Alive(proc) {
-			return err
-		}
-		s.cfg.Log.Warn("a sandbox could not be recovered; trying again", "sandbox", sb.ID, "error", err)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return err
-		}
-	}
-}
-
 // resume makes a run of a generation that runs already.
 func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 	proc, err := engine.DecodeProcess(g.Process)
@@ -185,13 +144,13 @@ func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.AdoptTimeout)
 	defer cancel()
 	if err := s.letGo(ctx, &g, proc, agent); err != nil {
 		return nil, errors.Join(err, agent.Close())
 	}
 	if _, err := agent.Hello(ctx, agentclient.HelloRequest{Generation: g.ID, Timeline: g.Timeline}); err != nil {
-		return nil, errors.Join(fmt.Errorf("its agent does not answer: %w", err), agent.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %w", errSilent, err), agent.Close())
 	}
 	if g.State == meta.GenerationFreezing { // it goes on
 		g.State = meta.GenerationLive
@@ -202,8 +161,10 @@ func (s *Service) resume(ctx context.Context, g meta.Generation) (*Run, error) {
 	return &Run{gen: g, proc: proc, agent: agent, changed: make(chan struct{})}, nil
 }
 
-// adoptTimeout is how long an agent may take to answer a new server before its
-// sandbox is recovered without it.
+// errSilent says that a generation's channel is there, and its agent may yet answer.
+var errSilent = errors.New("its agent does not answer")
+
+// adoptTimeout is the default of Config.AdoptTimeout.
 const adoptTimeout = 20 * time.Second
 
 // heldSilence is how long a held generation may take to show that it runs.
@@ -275,7 +236,7 @@ func (s *Service) settleRows(ctx context.Context) error {
 		var err error
 		if sb.State == meta.SandboxPending {
 			err = s.cfg.Meta.DeleteSandboxRow(ctx, sb.ID)
-		} else if run, gate := s.box(sb.ID).current(); run == nil && gate == nil { // not one that is being recovered
+		} else if b := s.box(sb.ID); !b.used() && b.whyRecovering() == nil {
 			err = s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
 				return op.end(ctx, meta.SandboxError, "it had no running generation when the server started")
 			})

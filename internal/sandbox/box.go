@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/opencomputer/oc/internal/fault"
 )
 
 // box is what the server holds in memory for a sandbox.
@@ -19,6 +21,7 @@ type box struct {
 	gates    int           // how many hold it closed
 	op       context.CancelCauseFunc
 	opName   string
+	recovery error // why there is no run yet though the engine runs; nil: there is, or no engine
 	dooms    int   // kills that wait
 	doomed   error // why other operations end, while there are dooms
 	leases   int
@@ -74,6 +77,32 @@ func (b *box) install(r *Run) *Run {
 }
 
 func (b *box) take() *Run { return b.install(nil) }
+
+// used tells whether the sandbox has a run.
+func (b *box) used() bool {
+	run, _ := b.current()
+	return run != nil
+}
+
+// recovering notes why the sandbox has to be recovered, or cannot be yet; nil ends
+// that.
+func (b *box) recovering(why error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.recovery = why
+}
+
+// whyRecovering says that the sandbox is being recovered, and why that takes its
+// time; nil if it is not.
+func (b *box) whyRecovering() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.recovery == nil || b.run != nil {
+		return nil
+	}
+	return fault.Wrap(fault.Unavailable, b.recovery, "sandbox %s is being recovered, and runs on meanwhile: %s", b.id, b.recovery).
+		WithHint("that is tried again by itself; a restore to one of its checkpoints, or a kill, ends it")
+}
 
 // closeGate makes calls wait; the function it gives lets them go on, when
 // everybody who closed the gate has.

@@ -63,6 +63,9 @@ func (op *Operation) Run() (*Run, error) {
 	if r, _ := op.b.current(); r != nil {
 		return r, nil
 	}
+	if err := op.b.whyRecovering(); err != nil {
+		return nil, err
+	}
 	return nil, fault.New(fault.Conflict, "sandbox %s is not running", op.b.id)
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -64,6 +65,9 @@ type Config struct {
 	Now func() time.Time
 	// OperationWait bounds how long an operation waits for its turn; 0 = 5 min.
 	OperationWait time.Duration
+	// AdoptTimeout is how long an agent may take to answer a new server before its
+	// sandbox is recovered without it; 0 = 20 s.
+	AdoptTimeout time.Duration
 	// RetryPause is how long the background waits before it tries again what failed;
 	// each time twice as long, up to retryMost. 0 = 2 s.
 	RetryPause time.Duration
@@ -90,6 +94,8 @@ type Service struct {
 
 	pool *pool
 
+	recoveries chan struct{} // holds a token for each sandbox that is being recovered
+
 	mu    sync.Mutex
 	boxes map[string]*box
 }
@@ -102,11 +108,14 @@ func New(cfg Config) *Service {
 	if cfg.OperationWait == 0 {
 		cfg.OperationWait = operationWait
 	}
+	if cfg.AdoptTimeout == 0 {
+		cfg.AdoptTimeout = adoptTimeout
+	}
 	if cfg.RetryPause == 0 {
 		cfg.RetryPause = retryPause
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, boxes: map[string]*box{}}
+	s := &Service{cfg: cfg, ctx: ctx, cancel: cancel, boxes: map[string]*box{}, recoveries: make(chan struct{}, runtime.NumCPU())}
 	s.pool = newPool(s, cfg.PoolSize)
 	return s
 }
@@ -290,6 +299,9 @@ func (s *Service) Acquire(ctx context.Context, orgID, id string) (*Lease, error)
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
+		}
+		if err := b.whyRecovering(); err != nil {
+			return nil, err
 		}
 		// The row was read before an operation changed it: look again when that
 		// is over.
