@@ -13,6 +13,7 @@ import (
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
+	"github.com/opencomputer/oc/internal/sandbox"
 	"github.com/opencomputer/oc/internal/store"
 )
 
@@ -129,10 +130,12 @@ func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Gene
 }
 
 // freezeHeld is the engine's CaptureHeld in room that was reserved before, so
-// that nobody waits for it while the sandbox's calls do.
-func (s *Service) freezeHeld(ctx context.Context, proc engine.Process, gen meta.Generation, parent string, r room, limit time.Duration) (f *frozen, held engine.Held, err error) {
-	f, err = s.admitted(ctx, proc, gen, parent, r, func(opts engine.CaptureOptions) (c *engine.Capture, err error) {
-		c, held, err = s.cfg.Engine.CaptureHeld(ctx, proc, opts, limit)
+// that nobody waits for it while the sandbox's calls do: freezes is called when all is
+// ready.
+func (s *Service) freezeHeld(ctx context.Context, old sandbox.Replaced, parent string, r room, freezes func() error) (f *frozen, held engine.Held, err error) {
+	f, err = s.admitted(ctx, old.Process, old.Generation, parent, r, func(opts engine.CaptureOptions) (c *engine.Capture, err error) {
+		opts.BeforeFreeze = freezes
+		c, held, err = s.cfg.Engine.CaptureHeld(ctx, old.Process, opts, sandbox.HoldLimit)
 		return c, err
 	})
 	return f, held, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
@@ -64,8 +65,30 @@ func (v *saver) reserve(ctx context.Context, op *sandbox.Operation, sb meta.Sand
 	if err := v.s.roomFor(ctx, old.Process, sb.LastCheckpoint); err != nil {
 		return unsavable(sb, err)
 	}
+	if err := v.s.loaded(ctx, old); err != nil {
+		return err
+	}
 	v.room, err = v.s.reserve(ctx, old.Process, old.Generation)
 	return err
+}
+
+// loadPatience is how long a restore waits until what it replaces has loaded. The
+// capture then waits for what is missing, within its own deadline.
+const loadPatience = time.Minute
+
+// loaded waits until a generation that is to be saved has loaded: its capture would.
+func (s *Service) loaded(ctx context.Context, old *sandbox.Replaced) error {
+	if old.Loading == nil {
+		return nil
+	}
+	s.hurry(old.Generation)
+	select {
+	case <-old.Loading:
+	case <-time.After(loadPatience):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // unsavable is why a sandbox's present state cannot be saved.
@@ -96,12 +119,12 @@ func (v *saver) saves(sb meta.Sandbox) sandbox.Save {
 	if v == nil {
 		return nil
 	}
-	return func(ctx context.Context, old sandbox.Replaced) (engine.Held, func(context.Context) error, error) {
-		return v.save(ctx, sb, old)
+	return func(ctx context.Context, old sandbox.Replaced, freezes func() error) (engine.Held, func(context.Context) error, error) {
+		return v.save(ctx, sb, old, freezes)
 	}
 }
 
-func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced) (engine.Held, func(context.Context) error, error) {
+func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced, freezes func() error) (engine.Held, func(context.Context) error, error) {
 	s := v.s
 	c := meta.Checkpoint{
 		OrgID: sb.OrgID, SandboxID: sb.ID, Name: savedName(old.Generation), Kind: kindFull, Automatic: true,
@@ -110,10 +133,9 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced)
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return nil, nil, err
 	}
-	s.hurry(old.Generation)
 	r := v.room
 	v.room = room{} // the capture's from here on
-	capt, held, err := s.freezeHeld(ctx, old.Process, old.Generation, c.ParentID, r, sandbox.HoldLimit)
+	capt, held, err := s.freezeHeld(ctx, old, c.ParentID, r, freezes)
 	if err == nil {
 		// The last moment to find that there is no room for what it really is.
 		if err = s.room(capt.CopiedBytes() + capt.StateSize + capt.MetaSize); err != nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencomputer/oc/internal/checkpoint"
 	"github.com/opencomputer/oc/internal/fault"
@@ -312,6 +313,99 @@ func TestSilentSandboxIsNotLetGoOn(t *testing.T) {
 	n.Engine.Hook(nil)
 	if g, err := n.Meta.Generation(t.Context(), gen.ID); err != nil || g.State != meta.GenerationLive {
 		t.Errorf("its generation is %s: %v", g.State, err)
+	}
+}
+
+// Whether an engine is frozen is known to who was to freeze it: that its agent has
+// fallen silent meanwhile is no reason to let it go on.
+func TestFailedSaveLetsNothingGoOn(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	c := n.checkpoint(t, sb.ID, "c")
+	gen, err := n.Meta.Generation(t.Context(), sb.GenerationID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Engine.Hook(func(ctx context.Context, step, id string) error {
+		switch {
+		case step == sandboxtest.Resume && id == gen.ID:
+			t.Error("it was let go on")
+		case step == sandboxtest.Capture:
+			return errors.Join(errStep, n.Engine.Pause(ctx, decode(t, gen.Process)))
+		}
+		return nil
+	})
+	if _, err := n.checkpoints.RestoreSaving(t.Context(), n.Org, sb.ID, c.ID); !errors.Is(err, errStep) {
+		t.Errorf("a state that cannot be saved: %v", err)
+	}
+	n.Engine.Hook(nil)
+}
+
+// While the saving of what a restore replaces is prepared, calls are answered, and
+// what they do is saved; from the freeze on they wait for what replaces it, or for
+// the end of a restore that fails.
+func TestCallsUntilTheFreeze(t *testing.T) {
+	t.Parallel()
+	for name, fails := range map[string]string{"restored": "", "not ready": sandboxtest.Ready, "not captured": sandboxtest.Capture, "not committed": "commit"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			sb := n.box(t, "first")
+			c := n.checkpoint(t, sb.ID, "c")
+			n.SetState(t, sb.ID, "second")
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			call := func(patience time.Duration) error {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				l, err := n.sandboxes.Acquire(ctx, n.Org, sb.ID)
+				if err != nil {
+					return err
+				}
+				defer l.Release()
+				_, err = l.Agent.Sessions(ctx)
+				return err
+			}
+			n.Engine.Hook(func(_ context.Context, step, id string) error {
+				switch {
+				case id != sb.GenerationID:
+					return nil
+				case step == sandboxtest.Ready:
+					if err := call(sandboxtest.Patience); err != nil {
+						t.Errorf("before the freeze: %v", err)
+					}
+					n.SetState(t, sb.ID, "third")
+				case step == sandboxtest.Capture:
+					if err := call(50 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("in the freeze: %v", err)
+					}
+					if fails == "commit" {
+						cancel()
+					}
+				}
+				if step == fails {
+					return errStep
+				}
+				return nil
+			})
+			saved, err := n.checkpoints.RestoreSaving(ctx, n.Org, sb.ID, c.ID)
+			if (err != nil) != (fails != "") {
+				t.Fatalf("the restore: %v", err)
+			}
+			n.Engine.Hook(nil)
+			if err := call(sandboxtest.Patience); err != nil {
+				t.Errorf("afterwards: %v", err)
+			}
+			n.settled(t, sb.ID)
+			if fails == "" {
+				n.restores(t, sb.ID, saved.Checkpoint.ID)
+				n.settled(t, sb.ID)
+			}
+			if got := n.GetState(t, sb.ID); got != "third" {
+				t.Errorf("it is %q", got)
+			}
+		})
 	}
 }
 

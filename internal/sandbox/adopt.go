@@ -196,6 +196,7 @@ func (s *Service) followPager(b *box, run *Run, claim *admission.Claim) {
 	if err == nil {
 		var exited <-chan struct{}
 		if exited, err = s.cfg.Engine.Exited(s.ctx, pager); err == nil {
+			run.loading = exited
 			s.wg.Go(func() {
 				defer claim.Release()
 				select {

@@ -236,7 +236,7 @@ func (r *Restored) greet(ctx context.Context, rows []meta.Sandbox, seeds []*seed
 			defer func() { <-turns }()
 			run, err := r.s.greet(ctx, rows[i], seeds[i], procs[i])
 			if err == nil {
-				run.gen.Pager, run.loss = pager, func() error { return r.loss(i) }
+				run.gen.Pager, run.loss, run.loading = pager, func() error { return r.loss(i) }, r.restoring.Loaded()
 				r.runs[i] = run
 			} else if why := r.loss(i); why != nil {
 				err = why // the loss of the pages is the cause of the silence

@@ -5,6 +5,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/opencomputer/oc/internal/agentclient"
@@ -20,13 +21,15 @@ type Replaced struct {
 	Process    engine.Process
 	Agent      *agentclient.Client // nil where it cannot be reached
 	Well       bool                // its agent answers
+	Loading    <-chan struct{}     // closed when it has loaded all of its memory; nil: it has
 }
 
 // Save takes the state of a generation that is being replaced, and leaves it
-// frozen; after an error it is not. store makes it durable, beside the running
+// frozen; after an error it is not. Until it has called freezes, just before it
+// freezes it, the generation serves calls. store makes it durable, beside the running
 // replacement; where it fails the generation stays frozen, and Config.Keep is asked
 // later.
-type Save func(ctx context.Context, old Replaced) (held engine.Held, store func(ctx context.Context) error, err error)
+type Save func(ctx context.Context, old Replaced, freezes func() error) (held engine.Held, store func(ctx context.Context) error, err error)
 
 // Replaces gives the generation that a restore in place would replace, nil if
 // there is none whose engine runs.
@@ -43,7 +46,7 @@ func (op *Operation) Replaces(ctx context.Context) (*Replaced, error) {
 		}
 		old := &Replaced{Generation: g, Process: p}
 		if run != nil && run.gen.ID == g.ID {
-			old.Agent = run.agent
+			old.Agent, old.Loading = run.agent, run.loading
 		}
 		return old, nil
 	}
@@ -53,27 +56,32 @@ func (op *Operation) Replaces(ctx context.Context) (*Replaced, error) {
 // Replace puts the one restored run in the place of the sandbox's own. change
 // edits the sandbox's row in the same transaction. Until that is committed the
 // old run is only frozen, and goes on as the sandbox if anything fails; after
-// it, the old one never runs again, so that two never run. Calls wait
-// meanwhile. With save, which may be nil, what the old run did until it was
-// frozen is kept: nothing acknowledged falls between the two.
+// it, the old one never runs again, so that two never run. Calls wait from the
+// freeze, or where nothing is saved from just before the commit, until then. With
+// save, which may be nil, what the old run did until it was frozen is kept: nothing
+// acknowledged falls between the two.
 func (op *Operation) Replace(ctx context.Context, r *Restored, change func(*meta.Sandbox), save Save) error {
 	s, run := op.s, r.runs[0]
 	if err := bounded(ctx, func(ctx context.Context) error { return r.restoring.Hold(ctx, 0) }); err != nil {
 		return errors.Join(err, r.Discard(ctx))
 	}
 	killpoint.Here(killpoint.RestoreHeld)
-	open := op.b.closeGate()
+	gate := sync.OnceValue(op.b.closeGate) // which opens it again
+	open := func() { gate()() }
 	defer open()
-	held, store, err := op.save(ctx, save)
+	held, store, err := op.save(ctx, save, func() error { gate(); return nil })
 	if err != nil {
+		open() // the old run goes on
 		return errors.Join(err, r.Discard(ctx))
 	}
+	gate()
 	killpoint.Here(killpoint.RestoreFrozen)
 	others, err := op.commitReplacement(ctx, run, change, held != nil)
 	if err != nil {
 		if held != nil {
 			err = errors.Join(err, op.thaw(ctx, held))
 		}
+		open()
 		return errors.Join(err, r.Discard(ctx))
 	}
 	killpoint.Here(killpoint.RestoreCommitted)
@@ -112,7 +120,7 @@ func (s *Service) keepFrozen(replaced []meta.Generation, why error) (others []me
 
 // save freezes and saves what is being replaced, if that is wanted and there
 // is anything.
-func (op *Operation) save(ctx context.Context, save Save) (engine.Held, func(context.Context) error, error) {
+func (op *Operation) save(ctx context.Context, save Save, freezes func() error) (engine.Held, func(context.Context) error, error) {
 	if save == nil {
 		return nil, nil, nil
 	}
@@ -127,7 +135,7 @@ func (op *Operation) save(ctx context.Context, save Save) (engine.Held, func(con
 	if err := op.s.cfg.Meta.UpdateGeneration(ctx, &old.Generation); err != nil {
 		return nil, nil, err
 	}
-	held, store, err := save(ctx, *old)
+	held, store, err := save(ctx, *old, freezes)
 	switch {
 	case err == nil:
 		return held, store, nil
@@ -135,7 +143,10 @@ func (op *Operation) save(ctx context.Context, save Save) (engine.Held, func(con
 		op.s.cfg.Log.Warn("a sandbox's engine ended when its state was to be saved", "sandbox", op.b.id, "error", err)
 		return nil, nil, nil
 	}
-	return nil, nil, errors.Join(err, op.s.unfreeze(ctx, *old))
+	// Who was to freeze it knows whether it had, and has let it go on: to do that to
+	// an engine that is not frozen would end it.
+	old.Generation.State = meta.GenerationLive
+	return nil, nil, errors.Join(err, op.s.cfg.Meta.UpdateGeneration(context.WithoutCancel(ctx), &old.Generation))
 }
 
 // ends tells whether an engine has ended, or is about to: its connections go first.
@@ -153,26 +164,6 @@ func (s *Service) ends(ctx context.Context, p engine.Process) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// unfreeze sees that a generation runs whose capture failed. To let one go on that
-// is not frozen would end it: one that did not answer before is left to who froze
-// it.
-func (s *Service) unfreeze(ctx context.Context, old Replaced) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), greetTimeout)
-	defer cancel()
-	if old.Well {
-		short, cancelShort := context.WithTimeout(ctx, heldSilence)
-		_, err := old.Agent.Sessions(short)
-		cancelShort()
-		if err != nil && short.Err() != nil {
-			if err := s.cfg.Engine.Resume(ctx, old.Process); err != nil {
-				return err
-			}
-		}
-	}
-	old.Generation.State = meta.GenerationLive
-	return s.cfg.Meta.UpdateGeneration(ctx, &old.Generation)
 }
 
 // thaw lets a frozen generation go on as the sandbox's own: nothing took its

@@ -25,7 +25,8 @@ type Run struct {
 	agent   *agentclient.Client
 	changed chan struct{} // closed when it stops being, or is not to become, the sandbox
 	once    sync.Once
-	loss    func() error // why it was lost by its pager, if it was; nil: it has none
+	loss    func() error    // why it was lost by its pager, if it was; nil: it has none
+	loading <-chan struct{} // closed when its pager is not needed any more; nil: it has none
 }
 
 // Agent speaks to the run's agent.

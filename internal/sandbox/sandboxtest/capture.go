@@ -15,7 +15,15 @@ import (
 )
 
 // Capture implements engine.Driver.
-func (e *Engine) Capture(ctx context.Context, p engine.Process, _ engine.CaptureOptions) (*engine.Capture, error) {
+func (e *Engine) Capture(ctx context.Context, p engine.Process, opts engine.CaptureOptions) (*engine.Capture, error) {
+	if err := e.step(ctx, Ready, p.Generation); err != nil {
+		return nil, err
+	}
+	if opts.BeforeFreeze != nil {
+		if err := opts.BeforeFreeze(); err != nil {
+			return nil, err
+		}
+	}
 	if err := e.step(ctx, Capture, p.Generation); err != nil {
 		return nil, err
 	}

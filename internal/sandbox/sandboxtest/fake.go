@@ -76,6 +76,7 @@ const State = "state"
 const (
 	Prepare = "prepare"
 	Start   = "start"
+	Ready   = "ready" // of a capture, before BeforeFreeze
 	Capture = "capture"
 	Restore = "restore"
 	Load    = "load" // after Restore has returned
