@@ -5,8 +5,12 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
+	"os"
+	"time"
 
+	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/killpoint"
 	"github.com/opencomputer/oc/internal/meta"
 )
@@ -83,14 +87,31 @@ func (s *Service) startIn(ctx context.Context, sb meta.Sandbox, sd *seed) (_ *Ru
 	}()
 	proc := sd.prepared
 	if proc.PID == 0 {
-		if proc, err = s.cfg.Engine.Start(ctx, sd.spec, sd.guest); err != nil {
+		if proc, err = s.bringUp(ctx, s.cfg.Engine.Start, sd); err != nil {
 			return nil, err
 		}
-		sd.started()
 	}
 	killpoint.Here(killpoint.CreateStarted)
 	return s.greet(ctx, sb, sd, proc)
 }
+
+// bringUp has the engine start or prepare the process of a seed, which must not take
+// for ever: somebody waits for it, or the pool.
+func (s *Service) bringUp(ctx context.Context, how func(context.Context, engine.Spec, *os.File) (engine.Process, error), sd *seed) (engine.Process, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, fmt.Errorf("the engine did not start within %v", s.cfg.StartTimeout))
+	defer cancel()
+	proc, err := how(ctx, sd.spec, sd.guest)
+	if err != nil && ctx.Err() != nil {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	if err == nil {
+		sd.started()
+	}
+	return proc, err
+}
+
+// startTimeout is the default of Config.StartTimeout.
+const startTimeout = time.Minute
 
 // enter makes a run the first of its sandbox, and the sandbox running. On an
 // error the run is gone.

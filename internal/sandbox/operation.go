@@ -184,7 +184,8 @@ func (s *Service) Restore(ctx context.Context, src Source, rows []meta.Sandbox) 
 		seeds = append(seeds, sd)
 		targets[i] = engine.Target{Spec: sd.spec, Stdin: sd.guest, Prepared: sd.prepared}
 	}
-	bringUp, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errRestoreTimeout)
+	limit := restoreTimeout(len(rows), src.Memory)
+	bringUp, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the engine did not come up within %v", limit))
 	defer cancel()
 	restoring, err := s.cfg.Engine.Restore(bringUp, src.Artefact, targets)
 	if err != nil {
@@ -334,8 +335,11 @@ func (r *Restored) Discard(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// restoreTimeout bounds the bringing up of restored generations, which does not
-// grow with the size of the checkpoint: until the last is greeted.
-const restoreTimeout = 3 * time.Minute
-
-var errRestoreTimeout = fmt.Errorf("the engine did not come up within %v", restoreTimeout)
+// restoreTimeout bounds the bringing up of so many restored generations, each with
+// so many bytes of memory, until the last is greeted. Pages come as they are wanted;
+// what the engine itself has to build up again, each file and process, comes first,
+// and generations take turns.
+func restoreTimeout(count int, memory int64) time.Duration {
+	const least, perTarget, perStep, step = 3 * time.Minute, time.Second, time.Second, 16 << 20
+	return least + time.Duration(count)*perTarget + time.Duration(memory/step)*perStep
+}

@@ -103,8 +103,9 @@ func (p *pool) refill() {
 			if !ok {
 				return
 			}
+			began := p.s.cfg.Now()
 			if m, err := p.make(p.s.ctx, key, img); err != nil {
-				p.giveUp(key, err)
+				p.giveUp(key, began, err)
 			} else {
 				p.put(key, m)
 				p.s.rekeep(p.s.ctx, m.gen.ID, m.host)
@@ -164,14 +165,17 @@ func (p *pool) need() (poolKey, bool) {
 }
 
 // giveUp forgets the demand for a key of which no member could be made, so that
-// it does not stand in the way of others; the next demand tries again.
-func (p *pool) giveUp(key poolKey, err error) {
+// it does not stand in the way of others; the next demand, which may have come since
+// that began, tries again.
+func (p *pool) giveUp(key poolKey, began time.Time, err error) {
 	if p.s.ctx.Err() == nil {
 		p.s.cfg.Log.Warn("preparing an engine for the pool", "error", err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.wanted, key)
+	if !p.wanted[key].at.After(began) {
+		delete(p.wanted, key)
+	}
 }
 
 // hold keeps the pool from being refilled, until what was taken has come up, for
@@ -228,15 +232,14 @@ func (p *pool) make(ctx context.Context, key poolKey, img Image) (_ *seed, err e
 	if err != nil {
 		return nil, err
 	}
-	bringUp := p.s.cfg.Engine.Prepare
+	how := p.s.cfg.Engine.Prepare
 	if key.agent {
-		bringUp = p.s.cfg.Engine.Start
+		how = p.s.cfg.Engine.Start
 	}
-	if sd.prepared, err = bringUp(ctx, sd.spec, sd.guest); err != nil {
+	if sd.prepared, err = p.s.bringUp(ctx, how, sd); err != nil {
 		sd.close()
 		return nil, errors.Join(err, p.s.discard(ctx, sd.gen))
 	}
-	sd.started()
 	sd.born = p.s.cfg.Now()
 	return sd, nil
 }

@@ -5,6 +5,7 @@ package sandbox_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -90,6 +91,41 @@ func TestPoolCannotBeFilled(t *testing.T) {
 	b := create(t, w, s, sandbox.CreateRequest{})
 	s.Close()
 	w.Exactly(t, a.GenerationID, b.GenerationID)
+}
+
+// A preparation that hangs ends, and the pool is filled afterwards; so does the start
+// of a sandbox, of which nothing is left.
+func TestStartThatHangs(t *testing.T) {
+	t.Parallel()
+	w := sandboxtest.New(t)
+	s := serve(t, w, func(c *sandbox.Config) { c.PoolSize, c.StartTimeout = 1, 200*time.Millisecond })
+	var hangs atomic.Bool
+	hung := make(chan struct{}, 100)
+	w.Engine.Hook(func(ctx context.Context, step, _ string) error {
+		if step != sandboxtest.Start || !hangs.Load() {
+			return ctx.Err()
+		}
+		hung <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	create(t, w, s, sandbox.CreateRequest{})
+	sandboxtest.Eventually(t, "the pool is filled", func() bool {
+		_, _, ready := s.PoolStats()
+		return ready == 1
+	})
+	hangs.Store(true)
+	create(t, w, s, sandbox.CreateRequest{}) // with what is prepared
+	within(t, "a preparation that hangs", func() { <-hung })
+	if _, err := s.Create(t.Context(), w.Org, sandbox.CreateRequest{}); err == nil || !strings.Contains(err.Error(), "did not start within 200ms") {
+		t.Errorf("a start that hangs: %v", err)
+	}
+	hangs.Store(false)
+	create(t, w, s, sandbox.CreateRequest{})
+	sandboxtest.Eventually(t, "the pool is filled again", func() bool {
+		_, _, ready := s.PoolStats()
+		return ready == 1
+	})
 }
 
 // A create takes an engine of the pool as it is, with its agent; one that is not

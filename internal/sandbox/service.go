@@ -65,6 +65,8 @@ type Config struct {
 	Now func() time.Time
 	// OperationWait bounds how long an operation waits for its turn; 0 = 5 min.
 	OperationWait time.Duration
+	// StartTimeout bounds the start of an engine process without a state; 0 = 1 min.
+	StartTimeout time.Duration
 	// AdoptTimeout is how long an agent may take to answer a new server before its
 	// sandbox is recovered without it; 0 = 20 s.
 	AdoptTimeout time.Duration
@@ -107,6 +109,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.OperationWait == 0 {
 		cfg.OperationWait = operationWait
+	}
+	if cfg.StartTimeout == 0 {
+		cfg.StartTimeout = startTimeout
 	}
 	if cfg.AdoptTimeout == 0 {
 		cfg.AdoptTimeout = adoptTimeout
