@@ -229,20 +229,43 @@ func (s *Service) owed(ctx context.Context, run *Run) *admission.Claim {
 
 // settleRows ends the sandboxes whose rows say more than there is.
 func (s *Service) settleRows(ctx context.Context) error {
-	rows, err := s.cfg.Meta.SandboxesAnyOrg(ctx, meta.SandboxPending, meta.SandboxRunning)
+	rows, err := s.cfg.Meta.SandboxesAnyOrg(ctx, meta.SandboxPending)
 	if err != nil {
 		return err
 	}
 	for _, sb := range rows {
-		var err error
-		if sb.State == meta.SandboxPending {
-			err = s.cfg.Meta.DeleteSandboxRow(ctx, sb.ID)
-		} else if b := s.box(sb.ID); !b.used() && b.whyRecovering() == nil {
-			err = s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
-				return op.end(ctx, meta.SandboxError, "it had no running generation when the server started")
-			})
+		if err := s.cfg.Meta.DeleteSandboxRow(ctx, sb.ID); err != nil { // one sandbox must not keep the server from starting
+			s.cfg.Log.Error("settling a sandbox", "sandbox", sb.ID, "error", err)
 		}
-		if err != nil { // one sandbox must not keep the server from starting
+	}
+	return s.sweepRunning(ctx)
+}
+
+// sweepRunning ends the sandboxes whose rows say that they run and whose engine is
+// gone without a word of it to this server. Those with an operation are left to that.
+func (s *Service) sweepRunning(ctx context.Context) error {
+	rows, err := s.cfg.Meta.SandboxesAnyOrg(ctx, meta.SandboxRunning)
+	if err != nil {
+		return err
+	}
+	for _, sb := range rows {
+		b := s.box(sb.ID)
+		run, gate := b.current()
+		if gate != nil || b.operation() != "" || b.whyRecovering() != nil || run != nil && s.cfg.Engine.Alive(run.proc) {
+			continue
+		}
+		if run != nil {
+			s.ended(b, run)
+			continue
+		}
+		err := s.Operate(ctx, sb.ID, "end", func(ctx context.Context, op *Operation) error {
+			now, err := s.cfg.Meta.SandboxAnyOrg(ctx, sb.ID)
+			if err != nil || now.State != meta.SandboxRunning || b.used() { // changed meanwhile
+				return err
+			}
+			return op.end(ctx, meta.SandboxError, "it had no running generation")
+		})
+		if err != nil {
 			s.cfg.Log.Error("settling a sandbox", "sandbox", sb.ID, "error", err)
 		}
 	}
@@ -296,12 +319,17 @@ const (
 
 func (s *Service) reconcile() {
 	s.every(reconcileEvery, func() {
-		s.cfg.Engine.Reap()
-		s.pool.age(s.cfg.Now())
-		if err := s.sweep(s.ctx); err != nil && s.ctx.Err() == nil {
+		if err := s.compare(); err != nil && s.ctx.Err() == nil {
 			s.cfg.Log.Error("reconciliation", "error", err)
 		}
 	})
+}
+
+// compare compares the rows with what there is, both ways.
+func (s *Service) compare() error {
+	s.cfg.Engine.Reap()
+	s.pool.age(s.cfg.Now())
+	return errors.Join(s.sweepRunning(s.ctx), s.sweep(s.ctx))
 }
 
 func (s *Service) every(d time.Duration, f func()) {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencomputer/oc/internal/engine"
 	"github.com/opencomputer/oc/internal/fault"
 	"github.com/opencomputer/oc/internal/meta"
 	"github.com/opencomputer/oc/internal/sandbox"
@@ -240,6 +241,37 @@ func TestEngineDeath(t *testing.T) {
 	if err := s.Kill(t.Context(), w.Org, sb.ID); err != nil || state(t, w, sb.ID).State != meta.SandboxStopped {
 		t.Errorf("Kill of one in error: %v", err)
 	}
+}
+
+// unwatched is an engine whose processes cannot be watched.
+type unwatched struct{ *sandboxtest.Engine }
+
+func (unwatched) Exited(context.Context, engine.Process) (<-chan struct{}, error) {
+	return nil, errors.New("cannot be watched")
+}
+
+// An engine that ended without a word of it is found out, unless an operation is about
+// to find it.
+func TestUnheardEngineDeath(t *testing.T) {
+	t.Parallel()
+	w := sandboxtest.New(t)
+	s := serve(t, w, func(c *sandbox.Config) { c.Engine = unwatched{w.Engine} })
+	kept, dead := create(t, w, s, sandbox.CreateRequest{}), create(t, w, s, sandbox.CreateRequest{})
+	if err := w.Engine.Kill(dead.GenerationID); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, w, dead.GenerationID)
+	err := s.Operate(t.Context(), dead.ID, "restore", func(context.Context, *sandbox.Operation) error { return s.Compare() })
+	if row := state(t, w, dead.ID); err != nil || row.State != meta.SandboxRunning {
+		t.Errorf("during an operation: %s, %v", row.State, err)
+	}
+	if err := s.Compare(); err != nil {
+		t.Error(err)
+	}
+	if row := state(t, w, dead.ID); row.State != meta.SandboxError || !strings.Contains(row.Reason, "ended unexpectedly") {
+		t.Errorf("the dead one is %s: %s", row.State, row.Reason)
+	}
+	w.Exactly(t, kept.GenerationID)
 }
 
 // Operations on one sandbox take turns; on others they do not wait.
