@@ -18,6 +18,8 @@
 //     probe are done, and wait while one generation takes over from another.
 //   - Every process that this package started has a watcher; a generation that
 //     dies by itself turns its sandbox to state error with the reason.
+//   - An engine that runs is not ended because there is no memory, space or store
+//     for its state now, nor because its agent is silent: that is tried again.
 //
 // It knows the engine only through engine.Driver, the guest only through
 // agentclient; it does not know HTTP, checkpoints' rows or the store. Package
