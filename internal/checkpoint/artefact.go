@@ -148,6 +148,39 @@ func receive(give func(io.Writer) error, take func(io.Reader) error) error {
 	return err
 }
 
+// parent is the checkpoint that a state descends from, being opened beside what else
+// precedes the freeze.
+type parent struct {
+	opened chan struct{}
+	img    *store.Image // nil: there is none, or it was taken
+	base   *engine.Base
+}
+
+// openParent begins to open a checkpoint, to be closed.
+func (s *Service) openParent(ctx context.Context, id string) *parent {
+	p := &parent{opened: make(chan struct{})}
+	go func() {
+		defer close(p.opened)
+		p.img, p.base = s.base(ctx, id)
+	}()
+	return p
+}
+
+// take waits until it is opened, and makes it the caller's.
+func (p *parent) take() (*store.Image, *engine.Base) {
+	<-p.opened
+	img := p.img
+	p.img = nil
+	return img, p.base
+}
+
+// close closes it unless it was taken.
+func (p *parent) close() {
+	if img, _ := p.take(); img != nil {
+		img.Close()
+	}
+}
+
 // base opens the checkpoint that a state descends from, so that a capture copies
 // only what differs; nil where there is none that can be had.
 func (s *Service) base(ctx context.Context, id string) (*store.Image, *engine.Base) {

@@ -36,7 +36,14 @@ func (s *Service) captureAnd(ctx context.Context, op *sandbox.Operation, c *meta
 	if err != nil {
 		return err
 	}
-	if err := s.preflight(ctx, run, c.SandboxID); err != nil {
+	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
+	if err != nil {
+		return err
+	}
+	c.ParentID = sb.LastCheckpoint
+	p := s.openParent(ctx, c.ParentID)
+	defer p.close()
+	if err := s.preflight(ctx, run, c.ParentID); err != nil {
 		return err
 	}
 	gen, err := s.cfg.Meta.Generation(ctx, run.Generation().ID)
@@ -44,12 +51,7 @@ func (s *Service) captureAnd(ctx context.Context, op *sandbox.Operation, c *meta
 		return err
 	}
 	s.hurry(gen)
-	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
-	if err != nil {
-		return err
-	}
-	c.ParentID = sb.LastCheckpoint
-	capt, err := s.freeze(ctx, run.Process(), gen, c.ParentID)
+	capt, err := s.freeze(ctx, run.Process(), gen, p)
 	if err != nil {
 		return err
 	}
@@ -131,18 +133,14 @@ func endSaved(ctx context.Context, tx *meta.DB, id string) error {
 
 // preflight refuses to capture a sandbox that is not well, or without room for
 // the result, and says which.
-func (s *Service) preflight(ctx context.Context, run *sandbox.Run, sandboxID string) error {
+func (s *Service) preflight(ctx context.Context, run *sandbox.Run, parent string) error {
 	ctx, cancel := context.WithTimeout(ctx, preflightTimeout)
 	defer cancel()
 	if _, err := run.Agent().Sessions(ctx); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the sandbox's agent does not answer; no checkpoint was made").
 			WithHint("the sandbox runs on; see whether it is out of memory or processes")
 	}
-	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, sandboxID)
-	if err != nil {
-		return err
-	}
-	return s.roomFor(ctx, run.Process(), sb.LastCheckpoint)
+	return s.roomFor(ctx, run.Process(), parent)
 }
 
 // roomFor refuses a capture whose result the store has no room for; of one that

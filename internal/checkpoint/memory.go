@@ -119,12 +119,12 @@ func (f *frozen) close() {
 
 // freeze is the engine's Capture, when there is room and memory for it, of what
 // differs from the parent.
-func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation, parent string) (*frozen, error) {
+func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation, p *parent) (*frozen, error) {
 	r, err := s.reserve(ctx, proc, gen)
 	if err != nil {
 		return nil, err
 	}
-	return s.admitted(ctx, proc, gen, parent, r, func(opts engine.CaptureOptions) (*engine.Capture, error) {
+	return s.admitted(ctx, proc, gen, p, r, func(opts engine.CaptureOptions) (*engine.Capture, error) {
 		return s.cfg.Engine.Capture(ctx, proc, opts)
 	})
 }
@@ -132,8 +132,8 @@ func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Gene
 // freezeHeld is the engine's CaptureHeld in room that was reserved before, so
 // that nobody waits for it while the sandbox's calls do: freezes is called when all is
 // ready.
-func (s *Service) freezeHeld(ctx context.Context, old sandbox.Replaced, parent string, r room, freezes func() error) (f *frozen, held engine.Held, err error) {
-	f, err = s.admitted(ctx, old.Process, old.Generation, parent, r, func(opts engine.CaptureOptions) (c *engine.Capture, err error) {
+func (s *Service) freezeHeld(ctx context.Context, old sandbox.Replaced, p *parent, r room, freezes func() error) (f *frozen, held engine.Held, err error) {
+	f, err = s.admitted(ctx, old.Process, old.Generation, p, r, func(opts engine.CaptureOptions) (c *engine.Capture, err error) {
 		opts.BeforeFreeze = freezes
 		c, held, err = s.cfg.Engine.CaptureHeld(ctx, old.Process, opts, sandbox.HoldLimit)
 		return c, err
@@ -143,7 +143,7 @@ func (s *Service) freezeHeld(ctx context.Context, old sandbox.Replaced, parent s
 
 // admitted captures with the memory for it claimed until the arena has it. The
 // room is given back with the capture's Close, or here if there is no capture.
-func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Generation, parent string, r room, capture func(engine.CaptureOptions) (*engine.Capture, error)) (*frozen, error) {
+func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Generation, p *parent, r room, capture func(engine.CaptureOptions) (*engine.Capture, error)) (*frozen, error) {
 	budget, claim, err := s.admit(ctx, proc, gen, r)
 	if err != nil {
 		r.giveBack()
@@ -156,7 +156,7 @@ func (s *Service) admitted(ctx context.Context, proc engine.Process, gen meta.Ge
 	}
 	f := &frozen{proc: proc, gen: gen}
 	opts := engine.CaptureOptions{Budget: budget, Bytes: s.most(ctx, proc, gen)}
-	if f.base, opts.Base = s.base(ctx, parent); f.base != nil {
+	if f.base, opts.Base = p.take(); f.base != nil {
 		opts.Expect = expected(f.base.Manifest())
 	}
 	c, err := capture(opts)

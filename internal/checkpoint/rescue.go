@@ -45,7 +45,9 @@ func (s *Service) rescue(ctx context.Context, op *sandbox.Operation, sb meta.San
 // store from taking it is no fault of the sandbox's, and may pass.
 func (s *Service) captureLost(ctx context.Context, proc engine.Process, gen meta.Generation, c *meta.Checkpoint) error {
 	s.hurry(gen)
-	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
+	p := s.openParent(ctx, c.ParentID)
+	defer p.close()
+	capt, err := s.freeze(ctx, proc, gen, p)
 	if err != nil {
 		return err
 	}

@@ -135,7 +135,9 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced,
 	}
 	r := v.room
 	v.room = room{} // the capture's from here on
-	capt, held, err := s.freezeHeld(ctx, old, c.ParentID, r, freezes)
+	p := s.openParent(ctx, c.ParentID)
+	defer p.close()
+	capt, held, err := s.freezeHeld(ctx, old, p, r, freezes)
 	if err == nil {
 		// The last moment to find that there is no room for what it really is.
 		if err = s.room(capt.CopiedBytes() + capt.StateSize + capt.MetaSize); err != nil {
@@ -311,7 +313,9 @@ func (s *Service) captureUnsaved(ctx context.Context, proc engine.Process, gen m
 		return err
 	}
 	s.hurry(gen)
-	capt, err := s.freeze(ctx, proc, gen, c.ParentID)
+	p := s.openParent(ctx, c.ParentID)
+	defer p.close()
+	capt, err := s.freeze(ctx, proc, gen, p)
 	if err != nil {
 		return err
 	}
