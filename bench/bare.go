@@ -149,9 +149,21 @@ func (b *bare) load(ctx context.Context, id box, img image) error {
 }
 
 // Outage is all of the restore: the old sandbox has to go before the new one
-// can have its id.
-func (b *bare) Outage(ctx context.Context, id box, img image) (time.Duration, error) {
-	return timed(func() error { return b.Restore(ctx, id, img) })
+// can have its id, and to be saved before it goes.
+func (b *bare) Outage(ctx context.Context, id box, img image, save bool) (time.Duration, error) {
+	var saved image
+	took, err := timed(func() (err error) {
+		if save {
+			if saved, err = b.Checkpoint(ctx, id); err != nil {
+				return err
+			}
+		}
+		return b.Restore(ctx, id, img)
+	})
+	if saved.id != "" {
+		err = errors.Join(err, b.Forget(ctx, saved))
+	}
+	return took, err
 }
 
 func (b *bare) Spawn(ctx context.Context, img image, n int) ([]box, error) {

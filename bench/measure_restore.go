@@ -10,12 +10,12 @@ import (
 )
 
 // restore: in place, from the call to the first answer, and the longest time
-// without an answer meanwhile.
+// without an answer meanwhile, where what is replaced is lost and where it is saved.
 func (b *bench) restore(ctx context.Context, sc *scene) error {
 	if err := b.prepare(ctx, sc); err != nil {
 		return err
 	}
-	var took, outage [2]sample
+	var took, outage, saved [2]sample
 	err := b.each(ctx, b.opts.runs, func(i int, s subject) error {
 		d, err := timed(func() error { return s.Restore(ctx, sc.box[i], sc.image[i]) })
 		if err != nil {
@@ -25,15 +25,21 @@ func (b *bench) restore(ctx context.Context, sc *scene) error {
 		if err := settled(ctx, s); err != nil {
 			return err
 		}
-		o, err := s.Outage(ctx, sc.box[i], sc.image[i])
-		if err != nil {
-			return err
+		for _, to := range []*sample{&outage[i], &saved[i]} {
+			o, err := s.Outage(ctx, sc.box[i], sc.image[i], to == &saved[i])
+			if err != nil {
+				return err
+			}
+			to.addTime(o)
+			if err := settled(ctx, s); err != nil {
+				return err
+			}
 		}
-		outage[i].addTime(o)
-		return settled(ctx, s)
+		return nil
 	})
 	b.add(sc, "ms", "restore in place to first command", took)
 	b.add(sc, "ms", "longest time without an answer in it", outage)
+	b.add(sc, "ms", "the same, with what it replaces saved", saved)
 	return err
 }
 

@@ -146,7 +146,11 @@ func (o *ours) Forget(ctx context.Context, img image) error {
 }
 
 func (o *ours) Restore(ctx context.Context, b box, img image) error {
-	if _, err := o.server.client.RestoreCheckpoint(ctx, string(b), img.id, client.RestoreRequest{NoSave: true}); err != nil {
+	return o.restore(ctx, b, img, false)
+}
+
+func (o *ours) restore(ctx context.Context, b box, img image, save bool) error {
+	if _, err := o.server.client.RestoreCheckpoint(ctx, string(b), img.id, client.RestoreRequest{NoSave: !save}); err != nil {
 		return fmt.Errorf("oc: restore: %w", err)
 	}
 	return o.Exec(ctx, b)
@@ -154,7 +158,7 @@ func (o *ours) Restore(ctx context.Context, b box, img image) error {
 
 // Outage executes the first command over and over while it restores. The time
 // of one command is in the answer.
-func (o *ours) Outage(ctx context.Context, b box, img image) (time.Duration, error) {
+func (o *ours) Outage(ctx context.Context, b box, img image, save bool) (time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var longest time.Duration
@@ -174,7 +178,7 @@ func (o *ours) Outage(ctx context.Context, b box, img image) (time.Duration, err
 			}
 		}
 	}()
-	err := o.Restore(ctx, b, img)
+	err := o.restore(ctx, b, img, save)
 	close(over)
 	if err != nil {
 		cancel()

@@ -26,8 +26,9 @@ type subject interface {
 	Forget(ctx context.Context, img image) error
 	// Restore puts a sandbox back to a checkpoint.
 	Restore(ctx context.Context, b box, img image) error
-	// Outage restores and gives the longest time without an answer meanwhile.
-	Outage(ctx context.Context, b box, img image) (time.Duration, error)
+	// Outage restores and gives the longest time without an answer meanwhile. What is
+	// replaced is saved or lost.
+	Outage(ctx context.Context, b box, img image, save bool) (time.Duration, error)
 	// Spawn makes n sandboxes of a checkpoint at once. It gives those that came
 	// up also when others did not.
 	Spawn(ctx context.Context, img image, n int) ([]box, error)
