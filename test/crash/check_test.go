@@ -5,6 +5,7 @@ package crash
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -37,8 +38,8 @@ func patiently(f func(ctx context.Context) error) error {
 	}
 }
 
-// check compares what there is with what was promised. One checkpoint, taken at
-// random, is opened.
+// check compares what there is with what was promised. Two checkpoints, taken at
+// random, are opened: one that was asked for, and one that the server made itself.
 func (w *world) check(t *testing.T, victim string) {
 	t.Helper()
 	var running map[string]bool
@@ -69,6 +70,9 @@ func (w *world) check(t *testing.T, victim string) {
 	w.checkCheckpoints(t)
 	var wg sync.WaitGroup // of what takes long, side by side
 	if cp := some(w, w.checkpoints); cp != "" {
+		wg.Go(func() { w.opens(t, cp) })
+	}
+	if cp := some(w, w.automatic); cp != "" {
 		wg.Go(func() { w.opens(t, cp) })
 	}
 	counts := make([]int, len(counting))
@@ -134,15 +138,27 @@ func (w *world) counts(t *testing.T, id string, least int) (n int, mark string) 
 // does.
 func (w *world) checkCheckpoints(t *testing.T) {
 	t.Helper()
-	await(t, "checkpoints being made", func(ctx context.Context) error {
+	await(t, "checkpoints being made or trimmed", func(ctx context.Context) error {
+		w.automatic = map[string]bool{}
 		for id := range w.sandboxes {
 			list, err := w.api().ListCheckpoints(ctx, id)
 			if err != nil {
 				return err
 			}
+			kept := map[string]int{} // of automatic ones, by kind
 			for _, cp := range list {
-				if cp.Status == client.CheckpointProcessing {
+				switch {
+				case cp.Status == client.CheckpointProcessing:
 					return fmt.Errorf("checkpoint %s is %s", cp.ID, cp.Status)
+				case cp.Automatic && cp.Status == client.CheckpointReady:
+					kind, _, _ := strings.Cut(cp.Name, "-")
+					kept[kind]++
+					w.automatic[cp.ID] = true
+				}
+			}
+			for kind, n := range kept {
+				if n > keptOfAKind {
+					return fmt.Errorf("%d checkpoints of %s are %q-…", n, id, kind)
 				}
 			}
 		}
@@ -156,7 +172,7 @@ func (w *world) checkCheckpoints(t *testing.T) {
 			cp, err = w.api().GetCheckpoint(ctx, id)
 			return err
 		}()
-		if client.IsNotFound(err) {
+		if later := w.tries[w.owner[id]] - w.try[id]; client.IsNotFound(err) && later >= retained {
 			delete(w.checkpoints, id) // trimmed by the retention of a later one
 			continue
 		}
@@ -167,7 +183,12 @@ func (w *world) checkCheckpoints(t *testing.T) {
 	}
 }
 
-// opens spawns from a checkpoint and checks what the spawn holds.
+// keptOfAKind is how many automatic checkpoints of a kind a sandbox keeps, and one
+// after which the server was killed: it goes with the next.
+const keptOfAKind = 3 + 1
+
+// opens spawns from a checkpoint and checks what the spawn holds, where that is
+// known.
 func (w *world) opens(t *testing.T, cp string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -178,8 +199,9 @@ func (w *world) opens(t *testing.T, cp string) {
 		return
 	}
 	id := res.All()[0].ID
-	if _, mark := w.counts(t, id, w.checkpoints[cp]); mark != w.marks[cp] {
-		t.Errorf("the spawn of %s holds %q, not %q", cp, mark, w.marks[cp])
+	_, mark := w.counts(t, id, w.checkpoints[cp])
+	if want, known := w.marks[cp]; known && mark != want {
+		t.Errorf("the spawn of %s holds %q, not %q", cp, mark, want)
 	}
 	if err := patiently(func(ctx context.Context) error { return w.api().KillSandbox(ctx, id) }); err != nil {
 		t.Errorf("killing the spawn of %s: %v", cp, err)

@@ -153,6 +153,9 @@ type world struct {
 	owner       map[string]string // of a checkpoint
 	loading     map[string]string // sandboxes that this round may have been loading, and from what
 	marks       map[string]string // what is written in a checkpoint
+	tries       map[string]int    // of making a checkpoint, by sandbox
+	try         map[string]int    // of a checkpoint: which one made it
+	automatic   map[string]bool   // ready checkpoints that the server made itself
 	born        map[string]int    // what has an id, in the order in which it came to be
 	names       int
 }
@@ -167,7 +170,10 @@ func newWorld(t *testing.T, rnd *rand.Rand, settings harness.Settings, env ...st
 			t.Errorf("closing the server: %v", err)
 		}
 	})
-	w := &world{t: t, rnd: rnd, server: s, sandboxes: map[string]int{}, checkpoints: map[string]int{}, owner: map[string]string{}, marks: map[string]string{}, born: map[string]int{}}
+	w := &world{
+		t: t, rnd: rnd, server: s, sandboxes: map[string]int{}, checkpoints: map[string]int{}, owner: map[string]string{}, marks: map[string]string{},
+		born: map[string]int{}, tries: map[string]int{}, try: map[string]int{},
+	}
 	w.up(t)
 	if out, err := s.Run(t.Context(), nil, "template", "build", "small"); err != nil || out.Code != 0 {
 		t.Fatalf("building the template: %v\n%s", err, out)
@@ -313,16 +319,20 @@ func (w *world) create(ctx context.Context) error {
 // bear notes that something came to be.
 func (w *world) bear(id string) { w.born[id] = len(w.born) + 1 }
 
+// retained is how many checkpoints of a sandbox stay, besides automatic ones.
+const retained = 5
+
 func (w *world) checkpoint(ctx context.Context) error {
 	id := some(w, w.sandboxes)
 	w.names++
-	before := w.sandboxes[id]
+	w.tries[id]++
+	before, try := w.sandboxes[id], w.tries[id]
 	name := fmt.Sprint("cp", w.names)
 	if _, err := w.api().RunExec(ctx, id, client.ExecRequest{Cmd: "bash", Args: []string{"-c", "echo " + name + " >mark"}}); err != nil {
 		return err
 	}
 	cp, err := w.api().CreateCheckpoint(ctx, id, client.CreateCheckpointRequest{
-		Name: name, RetentionPolicy: &client.RetentionPolicy{Mode: "delete_oldest", MaxCount: 5},
+		Name: name, RetentionPolicy: &client.RetentionPolicy{Mode: "delete_oldest", MaxCount: retained},
 	})
 	if err != nil {
 		return err
@@ -330,7 +340,7 @@ func (w *world) checkpoint(ctx context.Context) error {
 	if cp.Status != client.CheckpointReady {
 		return fmt.Errorf("checkpoint %s is %s: %s", cp.ID, cp.Status, cp.ErrorMsg)
 	}
-	w.checkpoints[cp.ID], w.owner[cp.ID], w.marks[cp.ID] = before, id, name
+	w.checkpoints[cp.ID], w.owner[cp.ID], w.marks[cp.ID], w.try[cp.ID] = before, id, name, try
 	w.bear(cp.ID)
 	return nil
 }
