@@ -34,12 +34,25 @@ func engines(s *harness.Server) []int { return running(s, "runsc-sandbox") }
 // crash kills the server.
 func crash(t *testing.T, s *harness.Server) {
 	t.Helper()
-	pids := running(s, "serve")
-	if len(pids) != 1 {
-		t.Fatalf("%d servers run", len(pids))
+	crashRoles(t, s, "serve")
+}
+
+// crashRoles kills the processes of a server of which there is one each.
+func crashRoles(t *testing.T, s *harness.Server, roles ...string) {
+	t.Helper()
+	var pids []int
+	for _, role := range roles {
+		pids = append(pids, running(s, role)...)
 	}
-	must(t, syscall.Kill(pids[0], syscall.SIGKILL))
-	await(t, "the server is gone", func() bool { return len(running(s, "serve")) == 0 })
+	if len(pids) != len(roles) {
+		t.Fatalf("%d processes are %v", len(pids), roles)
+	}
+	for _, pid := range pids {
+		must(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	await(t, "they are gone", func() bool {
+		return !slices.ContainsFunc(s.Processes(), func(p harness.Process) bool { return slices.Contains(pids, p.PID) })
+	})
 }
 
 // keptBuild is the directory in which a server keeps its copy of an oc.

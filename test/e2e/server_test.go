@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -86,6 +88,42 @@ func TestSandboxesOutliveTheServer(t *testing.T) {
 
 // TestOneServerPerDataDirectory starts a second one beside the first, and oc up
 // again.
+// Whoever dies, a session's output is whole for a client that stays and for one that
+// comes later; where server and keeper are both gone, the session goes on in a
+// generation that was made of the one before.
+func TestSessionsOutliveAKill(t *testing.T) {
+	t.Parallel()
+	s := ownServer(t, "", nil)
+	b := create(t, s)
+	b.push("lines.py")
+	ctx, cancel := context.WithTimeout(t.Context(), commandTime)
+	defer cancel()
+	const lines = 3000
+	follower := s.Command(ctx, "exec", b.id, "--", "python3", "lines.py", "0.005", strconv.Itoa(lines))
+	var out, errs bytes.Buffer
+	follower.Stdout, follower.Stderr = &out, &errs
+	must(t, follower.Start())
+	await(t, "the client's session runs", func() bool { return strings.Contains(oc(t, s, "exec", "list", b.id), strconv.Itoa(lines)) })
+	session := b.start("python3", "lines.py", "0.01", "0")
+	seen := 0
+	for _, roles := range [][]string{{"serve"}, {"keeper"}, {"serve", "keeper"}} {
+		crashRoles(t, s, roles...)
+		if slices.Contains(roles, "serve") {
+			must(t, s.Up(t.Context()))
+		}
+		tr := b.follow(session)
+		tr.lines(seen + 100) // more than there were, and all of them
+		seen = bytes.Count(tr.data, []byte("\n"))
+	}
+	if err := follower.Wait(); err != nil {
+		t.Errorf("the client that stayed: %v\n%s", err, errs.String())
+	}
+	checkLines(t, out.Bytes())
+	if n := bytes.Count(out.Bytes(), []byte("\n")); n != lines {
+		t.Errorf("the client that stayed has %d of %d lines\n%s", n, lines, errs.String())
+	}
+}
+
 func TestOneServerPerDataDirectory(t *testing.T) {
 	t.Parallel()
 	if text := oc(t, shared, "up"); !strings.Contains(text, shared.URL) || !strings.Contains(text, "already") {
