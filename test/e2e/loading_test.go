@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencomputer/oc/client"
 	"github.com/opencomputer/oc/test/harness"
 )
 
@@ -81,6 +83,37 @@ func TestPauseIsShortWhileASandboxStillLoads(t *testing.T) {
 	got := clone.ask("sum")
 	if got != sum {
 		t.Errorf("the sum of the memory while it loads is %s, not %s", got, sum)
+	}
+}
+
+// TestRestoreWhileASandboxStillLoads restores a spawned sandbox at once: what it
+// replaces is saved whole, which it was not when the restore began.
+func TestRestoreWhileASandboxStillLoads(t *testing.T) {
+	t.Parallel()
+	s := ownServer(t, "", harness.Settings{"load-rate": slowLoad})
+	source := workload(t, s, count(100, 1024))
+	sum := source.ask("sum")
+	clone := spawn(t, s, source.checkpoint("source"))
+	if s.Loading() == 0 {
+		t.Fatal("the spawn is loaded already")
+	}
+	clone.sh("echo mine >mark")
+	clone.restore(source.checkpoint("of another"))
+	if got := clone.ask("sum"); got != sum {
+		t.Errorf("the sum of the restored memory is %s, not %s", got, sum)
+	}
+	var saved string
+	for _, cp := range asJSON[[]client.Checkpoint](t, s, "checkpoint", "list", clone.id) {
+		if strings.HasPrefix(cp.Name, "before-restore-") && cp.Status == client.CheckpointReady && !cp.Unverified {
+			saved = cp.ID
+		}
+	}
+	if saved == "" {
+		t.Fatal("nothing was saved")
+	}
+	before := spawn(t, s, saved)
+	if got, mark := before.ask("sum"), before.sh("cat mark"); got != sum || mark != "mine" {
+		t.Errorf("what was saved has a memory whose sum is %s, not %s, and the mark %q", got, sum, mark)
 	}
 }
 
