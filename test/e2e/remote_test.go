@@ -294,3 +294,42 @@ func TestUploadIsBrokenOff(t *testing.T) {
 		t.Errorf("%d objects of %d bytes are left", report.Leftovers, report.LeftBytes)
 	}
 }
+
+// TestForkOutlivesItsServer kills the server while the checkpoint of a fork is on its
+// way to the bucket: that has failed then, and the fork loads from the captured
+// memory to the end, which its pager holds.
+func TestForkOutlivesItsServer(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t)
+	s := r.use(harness.Settings{"load-rate": slowLoad})
+	b := create(t, s)
+	b.heap(50, 17)
+	sum := b.heapSum()
+	b.count()
+	r.link.SetLink(buckettest.Link{Rate: 1 << 20})
+	res := asJSON[client.ForkResult](t, s, "fork", b.id, "--timeout", "0")
+	fork := adopt(t, s, res.Sandboxes[0].ID)
+	if res.Checkpoint.Status != client.CheckpointProcessing || s.Loading() == 0 {
+		t.Fatalf("the checkpoint is %s, and %d pagers run: this tests nothing", res.Checkpoint.Status, s.Loading())
+	}
+	crash(t, s)
+	if s.Loading() == 0 {
+		t.Error("the pager went with the server")
+	}
+	r.link.SetLink(buckettest.Link{})
+	must(t, s.Up(t.Context()))
+	cp, err := api(t, s).GetCheckpoint(t.Context(), res.Checkpoint.ID)
+	must(t, err)
+	if cp.Status != client.CheckpointFailed || cp.ErrorMsg == "" {
+		t.Errorf("the checkpoint of the fork is %s (%q)", cp.Status, cp.ErrorMsg)
+	}
+	if got := fork.heapSum(); got != sum {
+		t.Errorf("the heap of the fork is %s, not %s", got, sum)
+	}
+	await(t, "the fork is loaded", func() bool { return s.Loading() == 0 })
+	for _, x := range []box{b, fork} {
+		x.countOn(5)
+		x.ticks()
+		spawn(t, s, x.checkpoint("after")).countOn(5)
+	}
+}
