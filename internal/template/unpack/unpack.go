@@ -11,8 +11,9 @@
 // and security.capability.
 //
 // Invariants: a layer's whiteouts remove what lower layers wrote and nothing of
-// the layer itself, in whatever order its entries come. After an error the
-// directory holds some part of the archive and is good for nothing.
+// the layer itself, in whatever order its entries come, as long as it names its
+// places without going through links of lower layers, as makers of images do. After
+// an error the directory holds some part of the archive and is good for nothing.
 //
 // Why not a library: the maintained ones were put under this package's tests,
 // behind a filter of entries that keeps its limits, and none passed.
