@@ -174,13 +174,31 @@ func (h *held) giveUp(ctx context.Context, patience time.Duration) error {
 		<-ended
 	}
 	defer h.mark.Close()
-	paused, err := wire.IsPaused(h.mark)
-	if err == nil && paused {
-		ctx, cancel := context.WithTimeout(ctx, commandTime)
-		defer cancel()
-		err = h.d.Resume(ctx, h.p)
+	return h.d.release(ctx, h.p, h.mark)
+}
+
+// release lets an engine go on that a mark says is paused, once: while the mark says
+// so, a helper that died had not begun to.
+func (d *Driver) release(ctx context.Context, p engine.Process, mark *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	for {
+		paused, err := wire.IsPaused(mark)
+		if err != nil || !paused {
+			return err
+		}
+		if p.Build != d.build { // may not know marks
+			return errors.Join(wire.MarkPaused(mark, false), d.Resume(ctx, p))
+		}
+		_, err = d.call(ctx, p.Build, wire.Request{Verb: wire.VerbResume, Targets: []wire.Target{target(p)}, Marked: true}, mark)
+		if err == nil || ctx.Err() != nil || !d.Alive(p) {
+			return err
+		}
+		if paused, e := wire.IsPaused(mark); e != nil || !paused {
+			return errors.Join(err, e)
+		}
+		d.cfg.Log.Warn("letting an engine go on that is paused; trying again", "generation", p.Generation, "error", err)
 	}
-	return err
 }
 
 // dialog is a helper that is told several things, one after the other.

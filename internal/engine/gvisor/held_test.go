@@ -156,6 +156,28 @@ func TestNextServerEndsAHold(t *testing.T) {
 	}
 }
 
+// The helpers that wait for work die with the one that holds an engine: another one
+// lets it go on, once.
+func TestHolderDiesWithAllOthers(t *testing.T) {
+	t.Parallel()
+	h := hold(t)
+	for pid, kind := range helpersOf(h.dir) {
+		if kind == "capture" || kind == "standby" {
+			_ = unix.Kill(pid, unix.SIGKILL) // gone is as good
+		}
+	}
+	if err := h.Thaw(t.Context()); err != nil {
+		t.Logf("the holder is dead: %v", err)
+	}
+	counts(t, h.Guest, h.counter)
+	c, err := h.d.Capture(t.Context(), h.Process, inMemory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	counts(t, h.Guest, h.counter)
+}
+
 // What dies first when the machine runs out of memory is a guest's process, then its
 // engine; who serves the pages of those that load dies last.
 func TestOOMScores(t *testing.T) {

@@ -107,10 +107,7 @@ func (d *Driver) endHold(mark *os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := wire.MarkPaused(mark, false); err != nil { // first: never twice
-		return err
-	}
-	return d.Resume(context.Background(), p) // bounded, as any call
+	return d.release(context.Background(), p, mark)
 }
 
 // strayHelpers are the helpers that run from one of the kept builds below dir,

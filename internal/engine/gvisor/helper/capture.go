@@ -166,7 +166,8 @@ func readBase() (*engine.Base, error) {
 	return base, nil
 }
 
-// paused is an engine that this helper pauses, and says so where others see it.
+// paused is an engine that this helper, or another one, pauses, and says so where
+// others see it.
 type paused struct {
 	t    wire.Target
 	mark *os.File
@@ -183,10 +184,19 @@ func (p paused) pause() error {
 }
 
 func (p paused) resume() error {
-	if err := wire.MarkPaused(p.mark, false); err != nil {
+	if err := wire.MarkPaused(p.mark, false); err != nil { // first: never twice
 		return err
 	}
 	return steerOne(wire.VerbResume, p.t)
+}
+
+// release resumes it where the mark says that it is paused.
+func (p paused) release() error {
+	is, err := wire.IsPaused(p.mark)
+	if err != nil || !is {
+		return err
+	}
+	return p.resume()
 }
 
 // copyState has the engine write its state into the arena, and reports it. ids takes

@@ -134,7 +134,13 @@ func connect(t wire.Target) (*urpc.Client, error) {
 
 // steer makes one short call to an engine.
 func steer(_ *bufio.Reader, out *events, req wire.Request) error {
-	if err := steerOne(req.Verb, req.Targets[0]); err != nil {
+	var err error
+	if req.Marked {
+		err = paused{req.Targets[0], os.NewFile(wire.FDWatchMark, "mark")}.release()
+	} else {
+		err = steerOne(req.Verb, req.Targets[0])
+	}
+	if err != nil {
 		return err
 	}
 	out.done(wire.Event{})

@@ -64,14 +64,7 @@ func takeOver(t wire.Target, w *wire.Watch, mark *os.File, exited <-chan struct{
 		_ = unix.Kill(w.PID, unix.SIGKILL) // gone is as good
 	}
 	<-exited
-	paused, err := wire.IsPaused(mark)
-	if err != nil || !paused {
-		return err
-	}
-	if err := wire.MarkPaused(mark, false); err != nil { // first: never twice
-		return err
-	}
-	if err := steerOne(wire.VerbResume, t); err != nil {
+	if err := (paused{t, mark}).release(); err != nil {
 		return fmt.Errorf("helper: the watchdog: %w", err)
 	}
 	return nil

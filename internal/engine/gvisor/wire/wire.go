@@ -62,7 +62,9 @@ const (
 	// standard input ends it waits for the watched helper to end, not longer than it
 	// may, and resumes the engine if that helper left it paused.
 	VerbWatch = "watch"
-	// VerbPause and VerbResume freeze and thaw a generation. One EventDone.
+	// VerbPause and VerbResume freeze and thaw a generation. One EventDone. With
+	// Request.Marked descriptor 3 is a capture's mark, and what is thawed is only what
+	// that says is paused, which it does not say any more then.
 	VerbPause  = "pause"
 	VerbResume = "resume"
 )
@@ -102,7 +104,7 @@ const (
 	FDCaptured = 3 // restore that is not Linked: the first of Request.Files; of a pager behind FDLink
 	MaxFiles   = 7 // that any verb takes
 
-	FDWatchMark = 3 // watch
+	FDWatchMark = 3 // watch, and resume with Marked
 )
 
 // Request is what a helper shall do.
@@ -121,6 +123,7 @@ type Request struct {
 	Expect  int64         `json:"expect,omitempty"` // capture with Base: bytes of pages that are expected to differ; 0: all
 	Stay    bool          `json:"stay,omitempty"`   // capture: for the next one; there is a socket at FDNext
 	Ask     bool          `json:"ask,omitempty"`    // capture: before the freeze
+	Marked  bool          `json:"marked,omitempty"` // resume: what a mark says is paused
 	Prepare *PrepareExtra `json:"prepare,omitempty"`
 
 	Watch *Watch `json:"watch,omitempty"`
