@@ -18,6 +18,18 @@ import (
 	"github.com/opencomputer/oc/internal/sandbox/sandboxtest"
 )
 
+// orphan is a sandbox whose server has ended, and whose channel nobody holds.
+func orphan(t *testing.T, w *sandboxtest.World) meta.Sandbox {
+	t.Helper()
+	s := serve(t, w)
+	sb := create(t, w, s, sandbox.CreateRequest{})
+	s.Close()
+	if err := w.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
+		t.Fatal(err)
+	}
+	return sb
+}
+
 // recovering is a service that recovers by f, and soon tries again.
 func recovering(t *testing.T, w *sandboxtest.World, f func(ctx context.Context) error) *sandbox.Service {
 	t.Helper()
@@ -34,15 +46,10 @@ func recovering(t *testing.T, w *sandboxtest.World, f func(ctx context.Context) 
 func TestRefusedRecoveryWaits(t *testing.T) {
 	t.Parallel()
 	w := sandboxtest.New(t)
-	s := serve(t, w)
-	sb := create(t, w, s, sandbox.CreateRequest{})
-	s.Close()
-	if err := w.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
-		t.Fatal(err)
-	}
+	sb := orphan(t, w)
 	var asked atomic.Int32
 	var room atomic.Bool
-	s = recovering(t, w, func(context.Context) error {
+	s := recovering(t, w, func(context.Context) error {
 		asked.Add(1)
 		if room.Load() {
 			return nil
@@ -73,14 +80,9 @@ func TestRefusedRecoveryWaits(t *testing.T) {
 func TestKillDuringRecovery(t *testing.T) {
 	t.Parallel()
 	w := sandboxtest.New(t)
-	s := serve(t, w)
-	sb := create(t, w, s, sandbox.CreateRequest{})
-	s.Close()
-	if err := w.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
-		t.Fatal(err)
-	}
+	sb := orphan(t, w)
 	at := make(chan struct{}, 100)
-	s = recovering(t, w, func(ctx context.Context) error {
+	s := recovering(t, w, func(ctx context.Context) error {
 		at <- struct{}{}
 		<-ctx.Done()
 		return fault.Wrap(fault.Unavailable, ctx.Err(), "given up")

@@ -177,12 +177,7 @@ func TestAdoptionWithoutItsChannel(t *testing.T) {
 func TestRecoveryIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	w := sandboxtest.New(t)
-	s := serve(t, w)
-	sb := create(t, w, s, sandbox.CreateRequest{})
-	s.Close()
-	if err := w.Keeper.Drop(t.Context(), sb.GenerationID); err != nil {
-		t.Fatal(err)
-	}
+	sb := orphan(t, w)
 	var asked atomic.Int32
 	serve(t, w, func(c *sandbox.Config) {
 		c.Recover = func(context.Context, *sandbox.Operation, meta.Sandbox, meta.Generation) error {
