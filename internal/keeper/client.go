@@ -63,22 +63,27 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 
 // Ensure connects to the keeper at path, and calls start to start one where
 // there is none. start returns when the process is started, not when it serves.
+// A keeper that is ending takes a connection to close it unanswered: Ensure asks
+// again until it has gone.
 func Ensure(ctx context.Context, path string, start func(context.Context) error) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	c, err := dialServing(ctx, path)
-	if err == nil || !absent(err) {
-		return c, err
-	}
-	if err := start(ctx); err != nil {
-		return nil, fmt.Errorf("starting the keeper: %w", err)
-	}
 	tick := time.NewTicker(startPoll)
 	defer tick.Stop()
+	started := false
 	for {
 		c, err := dialServing(ctx, path)
-		if err == nil {
+		switch {
+		case err == nil:
 			return c, nil
+		case started: // it comes
+		case absent(err):
+			if err := start(ctx); err != nil {
+				return nil, fmt.Errorf("starting the keeper: %w", err)
+			}
+			started = true
+		case !ending(err):
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
@@ -104,6 +109,11 @@ func dialServing(ctx context.Context, path string) (*Client, error) {
 // absent tells whether err says that nobody listens.
 func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// ending tells whether err is that of a connection which the keeper's end broke.
+func ending(err error) bool {
+	return errors.Is(err, errGone) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // Put has the keeper hold copies of the descriptors, 1 to MaxFiles, under the

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -218,6 +219,29 @@ func TestEnsureReportsFailedStart(t *testing.T) {
 	defer cancel()
 	_, err := Ensure(ctx, path, func(context.Context) error { return nil })
 	expectKind(t, err, fault.Unavailable)
+}
+
+// TestEnsureOutlastsAnEndingKeeper dials one that lets a client in and closes the
+// connection unanswered, as the kernel does for a process that is being ended.
+func TestEnsureOutlastsAnEndingKeeper(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "k.sock")
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: path})
+	must(t, err)
+	go func() {
+		for range 2 {
+			if c, err := l.Accept(); err == nil {
+				c.Close()
+			}
+		}
+		l.Close() // which removes the socket
+	}()
+	next := role("keeper", path)
+	c, err := Ensure(t.Context(), path, func(context.Context) error { return next.Start() })
+	must(t, err)
+	must(t, c.Stop(t.Context()))
+	c.Close()
+	must(t, next.Wait())
 }
 
 // keeperPID finds the process that listens at path by its credentials.

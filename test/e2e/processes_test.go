@@ -37,15 +37,15 @@ func crash(t *testing.T, s *harness.Server) {
 	crashRoles(t, s, "serve")
 }
 
-// crashRoles kills the processes of a server of which there is one each.
+// crashRoles kills the processes of a server of which there is one each, once they
+// are there: the one that replaces a dead one takes its time.
 func crashRoles(t *testing.T, s *harness.Server, roles ...string) {
 	t.Helper()
 	var pids []int
 	for _, role := range roles {
-		pids = append(pids, running(s, role)...)
-	}
-	if len(pids) != len(roles) {
-		t.Fatalf("%d processes are %v", len(pids), roles)
+		var of []int
+		await(t, "one process is "+role, func() bool { of = running(s, role); return len(of) == 1 })
+		pids = append(pids, of...)
 	}
 	for _, pid := range pids {
 		must(t, syscall.Kill(pid, syscall.SIGKILL))

@@ -86,8 +86,6 @@ func TestSandboxesOutliveTheServer(t *testing.T) {
 	b.countOn(5)
 }
 
-// TestOneServerPerDataDirectory starts a second one beside the first, and oc up
-// again.
 // Whoever dies, a session's output is whole for a client that stays and for one that
 // comes later; where server and keeper are both gone, the session goes on in a
 // generation that was made of the one before.
@@ -124,6 +122,8 @@ func TestSessionsOutliveAKill(t *testing.T) {
 	}
 }
 
+// TestOneServerPerDataDirectory starts a second one beside the first, and oc up
+// again.
 func TestOneServerPerDataDirectory(t *testing.T) {
 	t.Parallel()
 	if text := oc(t, shared, "up"); !strings.Contains(text, shared.URL) || !strings.Contains(text, "already") {
