@@ -40,7 +40,6 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 	defer s.cfg.Sandboxes.Quiet()()
 	f := &forking{s: s, c: c, frozen: make(chan struct{}), spawned: make(chan struct{}), stored: make(chan struct{})}
 	f.store = sync.OnceFunc(func() { close(f.spawned) })
-	defer f.store()
 	work, cancel := context.WithCancel(s.ctx)
 	s.wg.Go(func() {
 		defer cancel()
@@ -61,11 +60,12 @@ func (s *Service) Fork(ctx context.Context, orgID, sandboxID string, req SpawnRe
 		return c, nil, f.err
 	}
 	made, err := f.spawn(ctx, f.capt, req)
-	f.store()
 	if err != nil { // nobody asked for the checkpoint alone
+		f.store()
 		<-f.stored
 		return c, nil, errors.Join(err, s.Delete(context.WithoutCancel(ctx), orgID, sandboxID, c.ID))
 	}
+	time.AfterFunc(firstWork, f.store)
 	now, err := s.cfg.Meta.CheckpointAnyOrg(context.WithoutCancel(ctx), c.ID)
 	return now, made, err
 }
@@ -84,9 +84,13 @@ type forking struct {
 	err     error         // of it, by then
 }
 
-// storeDelay is how long the storing of a capture waits for the sandboxes that are
-// made of it, whose first answers it would take the CPUs from.
-const storeDelay = time.Second
+// The storing of a capture waits for the sandboxes that are made of it, whose first
+// answers it would take the CPUs from: at most storeDelay until they are there, and
+// then for firstWork, in which their first command is given.
+const (
+	storeDelay = time.Second
+	firstWork  = 100 * time.Millisecond
+)
 
 // make captures the sandbox, and stores the capture.
 func (f *forking) make(ctx context.Context) {

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -49,22 +50,55 @@ func Map(f *os.File) (_ *Mapping, err error) {
 	return m, nil
 }
 
-// Populate brings what the file holds into this process' page tables. It does what
-// it can.
-func (m *Mapping) Populate() {
+// Extent is a part of a file, from an offset to another, in bytes.
+type Extent struct{ Start, End int64 }
+
+// Populate brings what the file holds into this process' page tables, and tells what
+// that is, in order. It does what it can.
+func (m *Mapping) Populate() (has []Extent) {
 	var st unix.Stat_t
 	if unix.Fstat(int(m.file.Fd()), &st) != nil {
-		return
+		return nil
 	}
 	m.size = int(min(st.Size, int64(len(m.mem))))
-	populate(int(m.file.Fd()), m.bytes())
+	mem := m.bytes()
+	onAllCPUs(func(yield func([]byte) bool) {
+		for e := range m.extents(int64(m.size)) {
+			has = append(has, e)
+			for at := e.Start; at < e.End; at += populateBytes {
+				if !yield(mem[at:min(at+populateBytes, e.End)]) {
+					return
+				}
+			}
+		}
+	}, faultIn)
+	return has
+}
+
+// Extents are the parts of the file that it holds, in order, as far as it was last
+// populated.
+func (m *Mapping) Extents() []Extent { return slices.Collect(m.extents(int64(m.size))) }
+
+// extents are the parts of the file before an offset that it holds.
+func (m *Mapping) extents(size int64) iter.Seq[Extent] {
+	fd := int(m.file.Fd())
+	return func(yield func(Extent) bool) {
+		for off := int64(0); off < size; {
+			start, err := unix.Seek(fd, off, unix.SEEK_DATA)
+			if err != nil || start >= size {
+				return // no more
+			}
+			end, err := unix.Seek(fd, start, unix.SEEK_HOLE)
+			if err != nil || !yield(Extent{start, min(end, size)}) {
+				return
+			}
+			off = end
+		}
+	}
 }
 
 // bytes are the file as it was when it was last populated.
 func (m *Mapping) bytes() []byte { return m.mem[:m.size] }
-
-// File is the file that is mapped.
-func (m *Mapping) File() *os.File { return m.file }
 
 // Close ends the mapping. No arena that knows it may be written to any more.
 func (m *Mapping) Close() error {
@@ -128,28 +162,6 @@ func touch(part []byte) { _ = unix.Madvise(part, unix.MADV_POPULATE_READ) }
 
 // populateBytes is how much one worker maps at a time.
 const populateBytes = 16 << 20
-
-// populate maps the pages that a file has, on all CPUs. It does what it can.
-func populate(fd int, mem []byte) {
-	onAllCPUs(func(yield func([]byte) bool) {
-		for off := int64(0); off < int64(len(mem)); {
-			data, err := unix.Seek(fd, off, unix.SEEK_DATA)
-			if err != nil {
-				return // no more
-			}
-			end, err := unix.Seek(fd, data, unix.SEEK_HOLE)
-			if err != nil {
-				return
-			}
-			off = min(end, int64(len(mem)))
-			for ; data < off; data += populateBytes {
-				if !yield(mem[data:min(data+populateBytes, off)]) {
-					return
-				}
-			}
-		}
-	}, faultIn)
-}
 
 // onAllCPUs does something with parts of memory, side by side.
 func onAllCPUs(parts iter.Seq[[]byte], do func([]byte)) {

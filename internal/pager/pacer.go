@@ -7,14 +7,20 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
 	// impatient and patient bound how long the engine is kept waiting for the
 	// next read of the bulk, just after a page was waited for and when none was
-	// for long.
-	impatient = time.Millisecond
-	patient   = 64 * time.Millisecond
+	// for long; alert is the latter of a guest that runs while the bulk is still to
+	// come: it has its first answer to give. Where many load each is kept waiting
+	// longer, in proportion to how many they are: impatientMost and patient at most.
+	impatient     = 125 * time.Microsecond
+	impatientMost = time.Millisecond
+	alert         = 500 * time.Microsecond
+	patient       = 64 * time.Millisecond
 	// early is the rate of the bulk of one, in bytes/s, from when its guest runs until
 	// the bulk is to come, and earlyAll that of all that load together. A guest that
 	// goes through its memory in the order of the bulk waits for reads that are held
@@ -41,14 +47,18 @@ const (
 // is loaded then takes CPU time from the engine, which reads its state, and from
 // those that shall answer.
 type pacer struct {
-	rate  *atomic.Int64 // bytes/s; 0: unlimited
-	early float64       // bytes/s
+	rate  *atomic.Int64       // bytes/s; 0: unlimited
+	early float64             // bytes/s
+	nap   func(time.Duration) // for less than a millisecond
+
+	impatient, alert time.Duration // of one of so many
 
 	mu       sync.Mutex
 	held     []heldRead
-	timer    *time.Timer
-	runs     bool      // the guest
-	begun    time.Time // the bulk; zero: it is still to come
+	timer    *time.Timer // for what is a millisecond away or more
+	turn     int         // of the last arm
+	runs     bool        // the guest
+	begun    time.Time   // the bulk; zero: it is still to come
 	closed   bool
 	burst    int           // reads that still come quickly
 	patience time.Duration // the longest wait for the next read, whatever the rate
@@ -65,8 +75,17 @@ type heldRead struct {
 
 // newPacer makes a pacer, one of so many that load together.
 func newPacer(rate *atomic.Int64, together int) *pacer {
-	p := &pacer{rate: rate, early: min(early, earlyAll/float64(together)), patience: impatient, settled: time.Now()}
-	p.timer = time.AfterFunc(0, p.next)
+	n := time.Duration(together)
+	p := &pacer{
+		rate: rate, early: min(early, earlyAll/float64(together)), nap: nap,
+		impatient: min(n*impatient, impatientMost), alert: min(n*alert, patient), settled: time.Now(),
+	}
+	p.patience = impatientMost // nobody waits before the guest runs
+	p.timer = time.AfterFunc(0, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.next()
+	})
 	return p
 }
 
@@ -108,7 +127,7 @@ func (p *pacer) hold(r heldRead) {
 func (p *pacer) hasten() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.patience = impatient
+	p.patience = p.impatient
 	if len(p.held) > 0 {
 		p.arm()
 	}
@@ -120,16 +139,44 @@ func (p *pacer) arm() {
 	rate := p.at(now)
 	if math.IsInf(rate, 1) {
 		p.owed, p.settled = 0, now
-		p.timer.Reset(0)
+		p.in(0, false)
 		return
 	}
 	p.owed = max(0, p.owed-now.Sub(p.settled).Seconds()*rate)
 	p.settled = now
-	wait := p.patience.Seconds()
-	if p.runs || !p.begun.IsZero() {
-		wait = min(wait, p.owed/rate)
+	wait, awaited := p.patience, true
+	if paced := time.Duration(p.owed / rate * float64(time.Second)); paced < wait && (p.runs || !p.begun.IsZero()) {
+		wait, awaited = paced, false
 	}
-	p.timer.Reset(time.Duration(wait * float64(time.Second)))
+	p.in(wait, awaited)
+}
+
+// in has the first of the held let out after a time, which must not get longer where
+// a guest may wait for that. p.mu is held.
+func (p *pacer) in(wait time.Duration, awaited bool) {
+	p.turn++
+	if wait >= time.Millisecond || !awaited {
+		p.timer.Reset(wait)
+		return
+	}
+	p.timer.Stop()
+	turn := p.turn
+	go func() {
+		p.nap(wait)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if turn == p.turn {
+			p.next()
+		}
+	}()
+}
+
+// nap waits for less than a millisecond, which the runtime's timers do not where the
+// process has nothing else to do: they wait in epoll_wait(2), which counts
+// milliseconds.
+func nap(d time.Duration) {
+	t := unix.NsecToTimespec(d.Nanoseconds())
+	_ = unix.Nanosleep(&t, nil) // cut short is as good
 }
 
 // at is the rate at a time, in bytes/s. p.mu is held.
@@ -146,10 +193,8 @@ func (p *pacer) at(now time.Time) float64 {
 	return min(rate, p.early*math.Exp2(now.Sub(p.begun).Seconds()/doubling.Seconds()))
 }
 
-// next lets the first of the held out.
+// next lets the first of the held out. p.mu is held.
 func (p *pacer) next() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if len(p.held) == 0 {
 		return
 	}
@@ -159,7 +204,11 @@ func (p *pacer) next() {
 		p.burst--
 	} else {
 		p.owed += float64(r.size)
-		p.patience = min(2*p.patience, patient)
+		most := patient
+		if p.runs && p.begun.IsZero() {
+			most = p.alert
+		}
+		p.patience = min(2*p.patience, most)
 	}
 	if len(p.held) > 0 {
 		p.arm()

@@ -24,10 +24,17 @@ func newPacedAmong(rate int64, reads, n int) *paced {
 	p := &paced{start: time.Now()}
 	p.rate.Store(rate)
 	p.pacer = newPacer(&p.rate, n)
+	p.nap = time.Sleep // in the time of the test
 	for range reads {
 		p.hold(heldRead{maxReadBytes, func() { p.out = append(p.out, time.Since(p.start)) }})
 	}
 	return p
+}
+
+// close ends it, and what waits in it.
+func (p *paced) close() {
+	p.pacer.close()
+	p.count(patient)
 }
 
 // count is how many reads came out in a time from now on.
@@ -80,7 +87,7 @@ func TestQuietAmongMany(t *testing.T) {
 			t.Errorf("%d reads in ten seconds, want %d, the bound lifted before the bulk was to come", got, want)
 		}
 		p.hasten()
-		if got := p.count(15 * impatient); got < 3 {
+		if got := p.count(15 * impatientMost); got < 3 {
 			t.Errorf("%d reads just after a page was waited for", got)
 		}
 		p.begin()
@@ -99,8 +106,8 @@ func TestEarly(t *testing.T) {
 		defer p.close()
 		p.run()
 		p.count(time.Second)
-		if got, want := p.count(4*time.Second), 4*early/maxReadBytes; got < want-want/20 || got > want+want/20 {
-			t.Errorf("%d reads in four seconds, want %d", got, want)
+		if got, want := p.count(time.Second), int(time.Second/alert); got < want-want/20 || got > want+want/20 {
+			t.Errorf("%d reads in a second, want %d", got, want)
 		}
 	})
 }
@@ -163,6 +170,30 @@ func TestHasten(t *testing.T) {
 		p.count(2 * time.Second)
 		if n := len(p.out); n < 75 || n > 95 {
 			t.Errorf("%d reads in four seconds at 20 a second", n)
+		}
+	})
+}
+
+// Alone, a guest that waits for one page after the other has the next one's chance
+// in a fraction of a millisecond, for which no timer is used: see nap.
+func TestChancesComeShortly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPaced(0, 10_000)
+		defer p.close()
+		var naps atomic.Int64
+		p.nap = func(d time.Duration) {
+			naps.Add(1)
+			time.Sleep(d)
+		}
+		p.run()
+		p.count(time.Second)
+		for i := range 10 {
+			before := naps.Load()
+			p.hasten()
+			if got := p.count(2 * impatient); got != 1 || naps.Load() == before {
+				t.Errorf("%d: %d reads, %d naps just after a page was waited for", i, got, naps.Load()-before)
+			}
 		}
 	})
 }

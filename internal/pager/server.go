@@ -126,11 +126,12 @@ const (
 )
 
 type readJob struct {
-	id   int
-	off  int64
-	size uint64
-	to   *os.File
-	at   []memmap.FileRange
+	id      int
+	off     int64
+	size    uint64
+	to      *os.File
+	at      []memmap.FileRange
+	awaited bool // by the guest
 }
 
 // reader serves one file. The engine reads the pages file in order, except for
@@ -190,8 +191,8 @@ func (r *reader) add(id int, off int64, total uint64, to stateio.DestinationFile
 	}
 	if !ordered {
 		r.s.faults.Add(1)
+		j.awaited = true
 		r.jobs <- j
-		r.s.bulk.hasten()
 		return
 	}
 	r.next = off + int64(total)
@@ -225,6 +226,9 @@ func (r *reader) work(jobs <-chan readJob, f File) {
 			r.s.read.Add(int64(c.N))
 		}
 		r.done <- c
+		if j.awaited {
+			r.s.bulk.hasten() // the guest goes on, and soon waits for another
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ package helper
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"iter"
 	"os"
@@ -12,8 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/opencomputer/oc/internal/engine/gvisor/disk"
 	"github.com/opencomputer/oc/internal/engine/gvisor/proc"
@@ -30,11 +29,11 @@ const maxStubs = 256
 
 // How much that its guest never touched is made present, in bytes: a guest may have
 // any amount of it, and until the engine has given it back it is memory of this
-// machine. touchedNow is for a capture, touchedAhead for one that may come: an
-// agent's runtime has 12 MB of it.
+// machine. touchedNow is for a capture, touchedAhead for one that may come: a Go
+// program's runtime has 12 MB of it, and the agent is one.
 const (
 	touchedNow   = 64 << 20
-	touchedAhead = 16 << 20
+	touchedAhead = 32 << 20
 )
 
 // touchable is how much that is for a guest, at most: with what it has, no more than
@@ -57,32 +56,40 @@ func touchable(t wire.Target, most int64) int64 {
 // from what its stubs have mapped. All of this is an optimisation: it does what
 // it can and reports nothing.
 func warm(t wire.Target, m *pager.Mapping) {
-	var ranges []span
+	var ranges []pager.Extent
 	var wg sync.WaitGroup
 	wg.Go(func() { ranges = merged(mappedRanges(t.PID)) })
-	m.Populate()
+	has := m.Populate()
 	wg.Wait()
-	m.Touch(untouched(m.File(), ranges, touchable(t, touchedNow)))
+	m.Touch(untouched(has, ranges, touchable(t, touchedNow)))
 }
 
 // ahead does again, at leisure, what the last capture has undone of warm: the engine
 // gave the pages back, and the next capture may come.
 func ahead(t wire.Target, m *pager.Mapping) (stop func()) {
 	return m.TouchLater(func() iter.Seq2[int64, int64] {
-		return untouched(m.File(), merged(mappedRanges(t.PID)), touchable(t, touchedAhead))
+		return untouched(m.Extents(), merged(mappedRanges(t.PID)), touchable(t, touchedAhead))
 	})
 }
 
-// untouched are the parts of a file's ranges that it has no pages for, at most so
-// many bytes of them.
-func untouched(f *os.File, ranges []span, most int64) iter.Seq2[int64, int64] {
+// untouched are the parts of ranges that a file has no pages for, at most so many
+// bytes of them. What it has is in order, and the ranges are.
+func untouched(has, ranges []pager.Extent, most int64) iter.Seq2[int64, int64] {
 	return func(yield func(from, to int64) bool) {
 		for _, r := range ranges {
-			for _, hole := range holes(f, r) {
-				end := min(hole.end, hole.start+most)
-				if most -= end - hole.start; end == hole.start || !yield(hole.start, end) {
+			for from := r.Start; from < r.End; {
+				for len(has) > 0 && has[0].End <= from {
+					has = has[1:]
+				}
+				to, next := r.End, r.End
+				if len(has) > 0 && has[0].Start < r.End {
+					to, next = max(from, has[0].Start), min(has[0].End, r.End)
+				}
+				to = min(to, from+most)
+				if most -= to - from; to > from && !yield(from, to) || most == 0 {
 					return
 				}
+				from = next
 			}
 		}
 	}
@@ -119,12 +126,9 @@ func memoryFile(pid int) *os.File {
 	return nil
 }
 
-// span is a range of the memory file.
-type span struct{ start, end int64 }
-
 // mappedRanges are the parts of the memory file that the engine's stub
 // processes have mapped.
-func mappedRanges(enginePID int) (spans []span) {
+func mappedRanges(enginePID int) (spans []pager.Extent) {
 	for _, pid := range proc.Descendants(enginePID, maxStubs) {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 		if err != nil {
@@ -142,7 +146,7 @@ func mappedRanges(enginePID int) (spans []span) {
 
 // parseMapping reads a line of /proc/PID/maps that maps the memory file
 // (proc_pid_maps(5): address range, permissions, offset, device, inode, name).
-func parseMapping(line string) (s span, ok bool) {
+func parseMapping(line string) (s pager.Extent, ok bool) {
 	w := strings.Fields(line)
 	if len(w) < 6 || !strings.Contains(w[5], memoryMark) {
 		return s, false
@@ -155,36 +159,18 @@ func parseMapping(line string) (s span, ok bool) {
 	if err1 != nil || err2 != nil || err3 != nil || b <= a || off < 0 || off > most || b-a > most {
 		return s, false
 	}
-	return span{off, off + int64(b-a)}, true
+	return pager.Extent{Start: off, End: off + int64(b-a)}, true
 }
 
 // merged joins spans that overlap or touch.
-func merged(spans []span) (out []span) {
-	slices.SortFunc(spans, func(a, b span) int { return int(min(max(a.start-b.start, -1), 1)) })
+func merged(spans []pager.Extent) (out []pager.Extent) {
+	slices.SortFunc(spans, func(a, b pager.Extent) int { return cmp.Compare(a.Start, b.Start) })
 	for _, s := range spans {
-		if n := len(out); n > 0 && s.start <= out[n-1].end {
-			out[n-1].end = max(out[n-1].end, s.end)
+		if n := len(out); n > 0 && s.Start <= out[n-1].End {
+			out[n-1].End = max(out[n-1].End, s.End)
 			continue
 		}
 		out = append(out, s)
-	}
-	return out
-}
-
-// holes are the parts of a range that the file has no pages for.
-func holes(f *os.File, r span) (out []span) {
-	for off := r.start; off < r.end; {
-		hole, err := unix.Seek(int(f.Fd()), off, unix.SEEK_HOLE)
-		if err != nil || hole >= r.end {
-			return out
-		}
-		data, err := unix.Seek(int(f.Fd()), hole, unix.SEEK_DATA)
-		if err != nil { // nothing behind it
-			data = r.end
-		}
-		end := min(data, r.end)
-		out = append(out, span{hole, end})
-		off = end
 	}
 	return out
 }

@@ -3,17 +3,16 @@
 package helper
 
 import (
-	"os"
 	"slices"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/opencomputer/oc/internal/pager"
 )
 
 func TestParseMapping(t *testing.T) {
 	t.Parallel()
-	for line, want := range map[string]span{
-		"7f0000000000-7f0000002000 rw-s 00003000 00:01 1034    /memfd:runsc-memory (deleted)":   {0x3000, 0x5000},
+	for line, want := range map[string]pager.Extent{
+		"7f0000000000-7f0000002000 rw-s 00003000 00:01 1034    /memfd:runsc-memory (deleted)":   {Start: 0x3000, End: 0x5000},
 		"7f0000000000-7f0000002000 rw-s 00003000 00:01 1034    /memfd:systrap-memory (deleted)": {},
 		"7f0000000000-7f0000002000 rw-p 00000000 00:00 0":                                       {},
 		"7f0000002000-7f0000000000 rw-s 00003000 00:01 1034 /memfd:runsc-memory":                {},
@@ -21,7 +20,7 @@ func TestParseMapping(t *testing.T) {
 		"7f0000000000-7f0000002000 rw-s ffffffffffffffff 00:01 1 /memfd:runsc-memory":           {},
 		"": {},
 	} {
-		if got, ok := parseMapping(line); got != want || ok != (want != span{}) {
+		if got, ok := parseMapping(line); got != want || ok != (want != pager.Extent{}) {
 			t.Errorf("parseMapping(%q) = %v, %v; want %v", line, got, ok, want)
 		}
 	}
@@ -30,7 +29,7 @@ func TestParseMapping(t *testing.T) {
 func FuzzParseMapping(f *testing.F) {
 	f.Add("7f0000000000-7f0000002000 rw-s 00003000 00:01 1034    /memfd:runsc-memory (deleted)")
 	f.Fuzz(func(t *testing.T, line string) {
-		if s, ok := parseMapping(line); ok && (s.start < 0 || s.end <= s.start) {
+		if s, ok := parseMapping(line); ok && (s.Start < 0 || s.End <= s.Start) {
 			t.Errorf("parseMapping(%q) = %v", line, s)
 		}
 	})
@@ -38,34 +37,26 @@ func FuzzParseMapping(f *testing.F) {
 
 func TestMerged(t *testing.T) {
 	t.Parallel()
-	got := merged([]span{{30, 40}, {0, 10}, {5, 12}, {12, 20}, {32, 35}})
-	if want := []span{{0, 20}, {30, 40}}; !slices.Equal(got, want) {
+	got := merged(extents(30, 40, 0, 10, 5, 12, 12, 20, 32, 35))
+	if want := extents(0, 20, 30, 40); !slices.Equal(got, want) {
 		t.Errorf("merged = %v, want %v", got, want)
-	}
-}
-
-func TestHolesAreTheUntouchedPagesOfARange(t *testing.T) {
-	t.Parallel()
-	got := holes(sparse(t), span{4096, 12 * 4096})
-	if want := []span{{4096, 2 * 4096}, {4 * 4096, 8 * 4096}, {9 * 4096, 12 * 4096}}; !slices.Equal(got, want) {
-		t.Errorf("holes = %v, want %v", got, want)
 	}
 }
 
 // What a guest has and never touched is without bound; what is made of it is not.
 func TestUntouchedIsBounded(t *testing.T) {
 	t.Parallel()
-	f := sparse(t)
-	for most, want := range map[int64][]span{
+	has := extents(2*4096, 4*4096, 8*4096, 9*4096)
+	for most, want := range map[int64][]pager.Extent{
 		0:        nil,
-		4096:     {{0, 4096}},
-		2 * 4096: {{0, 2 * 4096}},
-		4 * 4096: {{0, 2 * 4096}, {4 * 4096, 6 * 4096}},
-		1 << 40:  {{0, 2 * 4096}, {4 * 4096, 6 * 4096}, {7 * 4096, 8 * 4096}, {9 * 4096, 16 * 4096}},
+		4096:     extents(0, 4096),
+		2 * 4096: extents(0, 2*4096),
+		4 * 4096: extents(0, 2*4096, 4*4096, 6*4096),
+		1 << 40:  extents(0, 2*4096, 4*4096, 6*4096, 7*4096, 8*4096, 9*4096, 16*4096),
 	} {
-		var got []span
-		for from, to := range untouched(f, []span{{0, 6 * 4096}, {7 * 4096, 16 * 4096}}, most) {
-			got = append(got, span{from, to})
+		var got []pager.Extent
+		for from, to := range untouched(has, extents(0, 6*4096, 7*4096, 16*4096), most) {
+			got = append(got, pager.Extent{Start: from, End: to})
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("at most %d: %v, want %v", most, got, want)
@@ -73,22 +64,30 @@ func TestUntouchedIsBounded(t *testing.T) {
 	}
 }
 
-// sparse is a file of 16 pages that has pages 2, 3 and 8.
-func sparse(t *testing.T) *os.File {
-	t.Helper()
-	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := os.NewFile(uintptr(fd), "test")
-	t.Cleanup(func() { _ = f.Close() })
-	if err := f.Truncate(16 * 4096); err != nil {
-		t.Fatal(err)
-	}
-	for _, page := range []int64{2, 3, 8} {
-		if _, err := f.WriteAt([]byte{1}, page*4096); err != nil {
-			t.Fatal(err)
+// What a file has may lie anywhere in, over and beside the ranges.
+func TestUntouchedOfRanges(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ has, ranges, want []pager.Extent }{
+		{nil, extents(1, 5), extents(1, 5)},
+		{extents(0, 9), extents(1, 3, 4, 6), nil},
+		{extents(0, 2, 4, 6, 8, 12), extents(1, 5, 6, 9, 20, 21), extents(2, 4, 6, 8, 20, 21)},
+		{extents(5, 6), extents(1, 5, 6, 7), extents(1, 5, 6, 7)},
+		{extents(1, 2), nil, nil},
+	} {
+		var got []pager.Extent
+		for from, to := range untouched(c.has, c.ranges, 1<<40) {
+			got = append(got, pager.Extent{Start: from, End: to})
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("of %v without %v: %v, want %v", c.ranges, c.has, got, c.want)
 		}
 	}
-	return f
+}
+
+// extents makes extents of their bounds.
+func extents(bounds ...int64) (all []pager.Extent) {
+	for pair := range slices.Chunk(bounds, 2) {
+		all = append(all, pager.Extent{Start: pair[0], End: pair[1]})
+	}
+	return all
 }
