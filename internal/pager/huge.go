@@ -53,7 +53,7 @@ func unmapHuge(mem []byte) {
 func makePresent(mem []byte) {
 	var scarce atomic.Bool
 	onAllCPUs(slices.Chunk(mem, hugePage), func(part []byte) {
-		if len(part) == hugePage && !scarce.Load() {
+		if len(part) == hugePage && !scarce.Load() && !present(part) {
 			took, err := makeHuge(part)
 			scarce.CompareAndSwap(false, err != nil || took > dearPage)
 			if err == nil {
@@ -62,6 +62,16 @@ func makePresent(mem []byte) {
 		}
 		_ = unix.Madvise(part, unix.MADV_POPULATE_WRITE) // an optimisation
 	})
+}
+
+// present tells whether memory of a huge page's size is there already, as far as its
+// first and last page say.
+func present(mem []byte) bool {
+	var in [hugePage / pageSize]byte
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(mem))), uintptr(len(mem)), uintptr(unsafe.Pointer(&in))); errno != 0 {
+		return false
+	}
+	return in[0]&1 != 0 && in[len(in)-1]&1 != 0
 }
 
 // makeHuge brings memory into memory as a huge page, and tells what CPU time it took.

@@ -58,6 +58,39 @@ func TestMakePresent(t *testing.T) {
 	}
 }
 
+// Memory that is there already stays as it is.
+func TestMakePresentOfWhatIsThere(t *testing.T) {
+	t.Parallel()
+	const size = 2 * hugePage
+	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "test")
+	defer f.Close()
+	if _, err := f.Write(make([]byte, hugePage)); err != nil { // not the second half
+		t.Fatal(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	mem, err := mapHuge(f, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unmapHuge(mem)
+	if !present(mem[:hugePage]) || present(mem[hugePage:]) {
+		t.Fatalf("present: %v, %v", present(mem[:hugePage]), present(mem[hugePage:]))
+	}
+	makePresent(mem)
+	if !present(mem[:hugePage]) || !present(mem[hugePage:]) {
+		t.Error("not all is present")
+	}
+	if got := mapped(t, mem); got != size {
+		t.Errorf("%d bytes are mapped, want %d", got, size)
+	}
+}
+
 // An arena's file may end within a page.
 func TestMapHugeOfAnySize(t *testing.T) {
 	t.Parallel()

@@ -49,12 +49,13 @@ func (d *Driver) newArena(p engine.Process, opts engine.CaptureOptions) (_ *aren
 	a := &arena{estimate: max(mem+dsk, opts.Bytes)}
 	a.missing = a.estimate - (mem + dsk)
 	a.onDisk = a.estimate > opts.Budget
-	for _, r := range []struct {
-		name   string
-		size   int64
-		memory bool
-	}{{"state", maxState, true}, {"meta", maxState, true}, {"pages", a.estimate + pagesSlack, !a.onDisk}, {"ranges", maxRanges, true}} {
-		f, err := d.arenaFile(r.name, r.size, r.memory, a.estimate)
+	for _, open := range []func() (*os.File, error){
+		func() (*os.File, error) { return memfd("state", maxState) },
+		func() (*os.File, error) { return memfd("meta", maxState) },
+		func() (*os.File, error) { return d.pagesFile(a, opts.Base != nil) },
+		func() (*os.File, error) { return memfd("ranges", maxRanges) },
+	} {
+		f, err := open()
 		if err != nil {
 			a.close()
 			return nil, err
@@ -130,6 +131,7 @@ func (d *Driver) Capture(ctx context.Context, p engine.Process, opts engine.Capt
 	c, err := a.captured(ev.Sizes)
 	if err == nil {
 		d.report(p, a, c)
+		d.spare.want(spareFactor * c.CopiedBytes())
 	}
 	return c, err
 }
@@ -238,17 +240,22 @@ func (d *Driver) captureRequest(p engine.Process, opts engine.CaptureOptions) (_
 	return req, extra, nil
 }
 
-// arenaFile makes one file of an arena, of memory or unlinked on the data disk
+// pagesFile makes the file of an arena's pages: of memory, which is there already where
+// few of them are expected and the last capture left some, or unlinked on the data disk
 // with room for the estimate.
-func (d *Driver) arenaFile(name string, size int64, memory bool, estimate int64) (*os.File, error) {
-	if memory {
-		return memfd(name, size)
+func (d *Driver) pagesFile(a *arena, few bool) (*os.File, error) {
+	size := a.estimate + pagesSlack
+	if !a.onDisk {
+		if f := d.spare.take(few); f != nil {
+			return grown(f, size)
+		}
+		return memfd("pages", size)
 	}
 	f, err := os.CreateTemp(d.cfg.DiskDir, "capture-")
 	if err != nil {
 		return nil, fmt.Errorf("engine: arena: %w", err)
 	}
-	err = errors.Join(os.Remove(filepath.Clean(f.Name())), f.Truncate(size), unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, estimate))
+	err = errors.Join(os.Remove(filepath.Clean(f.Name())), f.Truncate(size), unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, a.estimate))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("engine: arena on disk: %w", err), f.Close())
 	}
@@ -261,7 +268,11 @@ func memfd(name string, size int64) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine: arena: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), name)
+	return grown(os.NewFile(uintptr(fd), name), size)
+}
+
+// grown gives a file a size, or closes it.
+func grown(f *os.File, size int64) (*os.File, error) {
 	if err := f.Truncate(size); err != nil {
 		return nil, errors.Join(fmt.Errorf("engine: arena: %w", err), f.Close())
 	}

@@ -65,6 +65,7 @@ type Driver struct {
 	callTime time.Duration // bounds a call to an engine or helper that has no time of its own
 	helpers  *helpers
 	stayers  stayers
+	spare    spare
 	features features
 	ending   sync.WaitGroup // helpers that have answered
 }
@@ -379,6 +380,7 @@ func (d *Driver) BinaryPath() string { return buildPath(d.cfg.BuildsDir, d.build
 // Close ends what waits for work, and removes the parent cgroup if nothing runs
 // any more. The driver cannot be used afterwards.
 func (d *Driver) Close() {
+	d.spare.close()
 	d.stayers.close()
 	d.helpers.close()
 	d.ending.Wait()
