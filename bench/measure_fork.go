@@ -81,21 +81,28 @@ func (f *forks) add(took, pause, spawned time.Duration) {
 	f.limit.addTime(pause + time.Duration(idleSpawns*float64(spawned)))
 }
 
-// idleSpawn is the time of a spawn of the idle sandbox to its first answer.
+// idleSpawn is the time of a spawn of the idle sandbox to its first answer, after a
+// break.
 func idleSpawn(ctx context.Context, o *ours, small image) (time.Duration, error) {
+	if err := sleep(ctx, refillBreak); err != nil {
+		return 0, err
+	}
 	var made []box
 	took, err := timed(func() (err error) { made, err = o.Spawn(ctx, small, 1); return err })
 	return took, errors.Join(err, o.Kill(ctx, made...))
 }
 
-// forkOnce forks the source, of which 1 % is made anew where it was captured before,
-// with a ticker in it that sees the pause or without, and waits for the checkpoint,
-// in the place of the one before.
+// forkOnce forks the source after a break, of which 1 % is made anew where it was
+// captured before, with a ticker in it that sees the pause or without, and waits for
+// the checkpoint, in the place of the one before.
 func forkOnce(ctx context.Context, o *ours, source box, last image, ticking bool) (pause, took time.Duration, img image, err error) {
 	if last.id != "" {
 		if _, err := o.Ask(ctx, source, "change", "1"); err != nil {
 			return 0, 0, img, err
 		}
+	}
+	if err := sleep(ctx, refillBreak); err != nil {
+		return 0, 0, img, err
 	}
 	var clone box
 	fork := func() (err error) {
