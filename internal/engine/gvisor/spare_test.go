@@ -78,7 +78,9 @@ func TestSpareIsGivenBack(t *testing.T) {
 				defer s.close()
 				s.want(c.bytes)
 				later(spareDelay)
+				s.mu.Lock()
 				file := s.file
+				s.mu.Unlock()
 				later(c.wait)
 				if c.close {
 					s.close()
