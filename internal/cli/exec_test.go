@@ -347,8 +347,8 @@ func TestExecSessionLost(t *testing.T) {
 func TestExecGivesUp(t *testing.T) {
 	t.Parallel()
 	srv := newFakeExec(t, func(a *attachment) { a.begin("t", 0, 0); a.stdout("abc") })
-	got := invocation{url: srv.URL, patience: 300 * time.Millisecond, args: []string{"exec", "sb-1", "--", "x"}}.run(t)
-	want := "Error: lost the connection for more than 300ms: server answered 503 Service Unavailable\nTry: oc exec attach sb-1 s1\n"
+	got := invocation{url: srv.URL, patience: time.Second, args: []string{"exec", "sb-1", "--", "x"}}.run(t)
+	want := "Error: lost the connection for more than 1s: server answered 503 Service Unavailable\nTry: oc exec attach sb-1 s1\n"
 	if got != (result{255, "abc", want}) {
 		t.Errorf("%+v", got)
 	}
