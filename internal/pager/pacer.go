@@ -75,10 +75,10 @@ type heldRead struct {
 
 // newPacer makes a pacer, one of so many that load together.
 func newPacer(rate *atomic.Int64, together int) *pacer {
-	n := time.Duration(together)
 	p := &pacer{
-		rate: rate, early: min(early, earlyAll/float64(together)), nap: nap,
-		impatient: min(n*impatient, impatientMost), alert: min(n*alert, patient), settled: time.Now(),
+		rate: rate, early: min(early, earlyAll/float64(together)), nap: nap, settled: time.Now(),
+		impatient: min(impatient*time.Duration(together), impatientMost),
+		alert:     min(alert*time.Duration(together), patient),
 	}
 	p.patience = impatientMost // nobody waits before the guest runs
 	p.timer = time.AfterFunc(0, func() {
