@@ -24,47 +24,71 @@ const (
 	spaceMargin = 64 << 20
 )
 
-// capture takes the checkpoint of c's row from the sandbox's run, makes it
-// durable, and marks the row ready.
-func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Checkpoint) error {
-	return s.captureAnd(ctx, op, c, func(*frozen) {})
-}
-
-// captureAnd is capture; it tells of the capture before that is stored.
-func (s *Service) captureAnd(ctx context.Context, op *sandbox.Operation, c *meta.Checkpoint, made func(*frozen)) error {
-	run, err := op.Run()
+// makeOf makes the checkpoint of c's row in the sandbox's turn: durable, and marked
+// ready. A kill ends it as long as there is no capture. What is captured is stored
+// all the same: others may have been told of it, and it needs nothing of the sandbox
+// any more. made hears of the capture before it is stored; its context ends with the turn.
+func (s *Service) makeOf(ctx context.Context, c *meta.Checkpoint, made func(context.Context, *frozen)) error {
+	stored := make(chan struct{})
+	var result error
+	err := s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(turn context.Context, op *sandbox.Operation) error {
+		capt, err := s.capture(turn, op, c)
+		if err != nil {
+			return err
+		}
+		made(turn, capt)
+		go func() {
+			defer close(stored)
+			defer capt.close()
+			result = s.keep(ctx, capt, c, true)
+		}()
+		select {
+		case <-stored:
+		case <-turn.Done():
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
+	<-stored
+	return result
+}
+
+// capture captures the sandbox's run for c's row.
+func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Checkpoint) (*frozen, error) {
+	run, err := op.Run()
+	if err != nil {
+		return nil, err
+	}
 	sb, err := s.cfg.Meta.SandboxAnyOrg(ctx, c.SandboxID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.ParentID = sb.LastCheckpoint
 	p := s.openParent(ctx, c.ParentID)
 	defer p.close()
 	if err := s.preflight(ctx, run, c.ParentID); err != nil {
-		return err
+		return nil, err
 	}
 	gen, err := s.cfg.Meta.Generation(ctx, run.Generation().ID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.hurry(gen)
 	capt, err := s.freeze(ctx, run.Process(), gen, p)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer capt.close()
 	killpoint.Here(killpoint.CheckpointCaptured)
-	made(capt)
-	return s.keep(ctx, run.Process(), gen, capt, c, true)
+	return capt, nil
 }
 
 // keep stores a capture and marks its row ready. head tells whether the
 // sandbox's state descends from it; else it is of what a restore replaced, of which
 // nothing is needed any more in that instant.
-func (s *Service) keep(ctx context.Context, proc engine.Process, gen meta.Generation, capt *frozen, c *meta.Checkpoint, head bool) error {
+func (s *Service) keep(ctx context.Context, capt *frozen, c *meta.Checkpoint, head bool) error {
+	proc, gen := capt.proc, capt.gen
 	img, err := s.cfg.Meta.Image(ctx, gen.ImageHash)
 	if err != nil {
 		return err
@@ -184,7 +208,11 @@ func (s *Service) expire(ctx context.Context, op *sandbox.Operation, sb meta.San
 	if err := s.insert(ctx, &c, sb, 0); err != nil {
 		return err
 	}
-	err := s.capture(ctx, op, &c)
+	capt, err := s.capture(ctx, op, &c)
+	if err == nil {
+		defer capt.close()
+		err = s.keep(ctx, capt, &c, true)
+	}
 	if err != nil {
 		s.fail(ctx, &c, err)
 	}

@@ -98,17 +98,15 @@ func (f *forking) make(ctx context.Context) {
 	told := sync.OnceFunc(func() { close(f.frozen) })
 	defer told()
 	c := f.c
-	err := f.s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
-		return f.s.captureAnd(ctx, op, &c, func(capt *frozen) {
-			capt.hold()
-			f.capt = capt
-			told()
-			select {
-			case <-f.spawned:
-			case <-time.After(storeDelay):
-			case <-ctx.Done():
-			}
-		})
+	err := f.s.makeOf(ctx, &c, func(turn context.Context, capt *frozen) {
+		capt.hold()
+		f.capt = capt
+		told()
+		select {
+		case <-f.spawned:
+		case <-time.After(storeDelay):
+		case <-turn.Done():
+		}
 	})
 	if err != nil {
 		f.s.fail(f.s.ctx, &c, err)

@@ -52,7 +52,7 @@ func (s *Service) captureLost(ctx context.Context, proc engine.Process, gen meta
 		return err
 	}
 	defer capt.close()
-	if err := s.keep(ctx, proc, gen, capt, c, true); err != nil {
+	if err := s.keep(ctx, capt, c, true); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the state of sandbox %s cannot be stored: %s", c.SandboxID, reason(err))
 	}
 	return nil

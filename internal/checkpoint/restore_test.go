@@ -538,3 +538,27 @@ func TestForkIsStoredWhileItsSandboxesComeUp(t *testing.T) {
 		t.Errorf("%+v, %d, %v", c, len(made), err)
 	}
 }
+
+// A sandbox that is killed as soon as it is forked leaves the fork and its checkpoint.
+func TestKillAfterAFork(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.Engine.Files = true
+	sb := n.box(t, "seed")
+	_, letGo := n.holdAt(sandboxtest.Load)
+	defer letGo()
+	c, made, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{})
+	if err != nil || c.Status != meta.CheckpointProcessing {
+		t.Fatalf("%+v: %v", c, err)
+	}
+	if err := n.sandboxes.Kill(t.Context(), n.Org, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	sandboxtest.Eventually(t, "the checkpoint is ready", func() bool { return n.row(t, c.ID).Status == meta.CheckpointReady })
+	letGo()
+	for _, id := range []string{made[0].ID, n.spawn(t, c.ID).ID} {
+		if got := n.GetState(t, id); got != "seed" {
+			t.Errorf("%s is in state %q", id, got)
+		}
+	}
+}

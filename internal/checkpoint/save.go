@@ -152,15 +152,15 @@ func (v *saver) save(ctx context.Context, sb meta.Sandbox, old sandbox.Replaced,
 	return thawing{held, func() {
 		capt.close()
 		s.failSaved(ctx, &c, errors.New("the restore that it was made for did not take place"))
-	}}, func(ctx context.Context) error { return v.store(ctx, old, capt, c) }, nil
+	}}, func(ctx context.Context) error { return v.store(ctx, capt, c) }, nil
 }
 
 // store makes what was captured durable. Where that fails the restore has happened
 // all the same: what it replaced is saved later.
-func (v *saver) store(ctx context.Context, old sandbox.Replaced, capt *frozen, c meta.Checkpoint) error {
+func (v *saver) store(ctx context.Context, capt *frozen, c meta.Checkpoint) error {
 	s := v.s
 	defer capt.close()
-	err := s.keep(ctx, old.Process, old.Generation, capt, &c, false)
+	err := s.keep(ctx, capt, &c, false)
 	v.saved = Saved{Checkpoint: &c}
 	if err != nil {
 		s.failSaved(ctx, &c, err)
@@ -320,5 +320,5 @@ func (s *Service) captureUnsaved(ctx context.Context, proc engine.Process, gen m
 		return err
 	}
 	defer capt.close()
-	return s.keep(ctx, proc, gen, capt, c, false)
+	return s.keep(ctx, capt, c, false)
 }

@@ -239,9 +239,7 @@ func (s *Service) insert(ctx context.Context, c *meta.Checkpoint, sb meta.Sandbo
 // make captures and stores the checkpoint of a processing row, in the
 // sandbox's turn, and settles the row.
 func (s *Service) make(ctx context.Context, c *meta.Checkpoint, progress func(done, total int64)) error {
-	err := s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(ctx context.Context, op *sandbox.Operation) error {
-		return s.captureAnd(ctx, op, c, func(capt *frozen) { capt.progress = progress })
-	})
+	err := s.makeOf(ctx, c, func(_ context.Context, capt *frozen) { capt.progress = progress })
 	if err != nil {
 		s.fail(ctx, c, err)
 		err = explain(err, "the checkpoint of sandbox %s failed", c.SandboxID)

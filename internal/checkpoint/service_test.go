@@ -106,6 +106,16 @@ func (n *node) checkpoint(t *testing.T, sandboxID, name string) meta.Checkpoint 
 	return c
 }
 
+// spawn makes a sandbox of a checkpoint.
+func (n *node) spawn(t *testing.T, id string) meta.Sandbox {
+	t.Helper()
+	made, err := n.checkpoints.Spawn(t.Context(), n.Org, id, checkpoint.SpawnRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made[0]
+}
+
 func (n *node) row(t *testing.T, id string) meta.Checkpoint {
 	t.Helper()
 	c, err := n.Meta.CheckpointAnyOrg(t.Context(), id)
@@ -410,6 +420,39 @@ func TestKillDuringCheckpoint(t *testing.T) {
 	}
 	if ids := n.stored(); len(ids) > 0 {
 		t.Errorf("left in the store: %v", ids)
+	}
+}
+
+// A kill does not wait for the storing of what is captured, and does not end it.
+func TestKillWhileACheckpointIsStored(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	sb := n.box(t, "s")
+	storing, killed := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(storing) })
+	made := make(chan error, 1)
+	var c meta.Checkpoint
+	go func() {
+		var err error
+		c, err = n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x", Progress: func(_, total int64) {
+			if total > 0 {
+				once()
+				<-killed
+			}
+		}})
+		made <- err
+	}()
+	await(t, "it is being stored", storing)
+	if err := n.sandboxes.Kill(t.Context(), n.Org, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	n.Empty(t)
+	close(killed)
+	if err := <-made; err != nil || c.Status != meta.CheckpointReady {
+		t.Fatalf("%+v: %v", c, err)
+	}
+	if made := n.spawn(t, c.ID); n.GetState(t, made.ID) != "s" {
+		t.Errorf("a sandbox of it is in state %q", n.GetState(t, made.ID))
 	}
 }
 
