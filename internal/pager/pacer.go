@@ -27,6 +27,11 @@ const (
 	// back already, and nothing tells them from others.
 	early    = 32 << 20
 	earlyAll = 192 << 20
+	// Where the bulk is still to come and a guest has waited for no page for as long as
+	// calm, it has given its first answer, and others are still coming up: what is loaded
+	// then takes memory and CPU time early, and comes calmer times slower.
+	calm   = time.Second
+	calmer = 4
 	// burst is how many reads come quickly when the guest begins to run, whatever the
 	// rate: it may wait for any of them, and its agent is asked for an answer then.
 	burst = 64
@@ -59,6 +64,7 @@ type pacer struct {
 	turn     int         // of the last arm
 	runs     bool        // the guest
 	begun    time.Time   // the bulk; zero: it is still to come
+	asked    time.Time   // when a page was waited for last
 	closed   bool
 	burst    int           // reads that still come quickly
 	patience time.Duration // the longest wait for the next read, whatever the rate
@@ -127,7 +133,7 @@ func (p *pacer) hold(r heldRead) {
 func (p *pacer) hasten() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.patience = p.impatient
+	p.patience, p.asked = p.impatient, time.Now()
 	if len(p.held) > 0 {
 		p.arm()
 	}
@@ -181,12 +187,15 @@ func nap(d time.Duration) {
 
 // at is the rate at a time, in bytes/s. p.mu is held.
 func (p *pacer) at(now time.Time) float64 {
-	rate := float64(p.rate.Load())
+	rate, early := float64(p.rate.Load()), p.early
+	if p.isCalm(now) {
+		early /= calmer
+	}
 	switch {
 	case p.begun.IsZero() && rate == 0:
-		return p.early
+		return early
 	case p.begun.IsZero():
-		return min(rate, p.early)
+		return min(rate, early)
 	case rate == 0:
 		return math.Inf(1)
 	}
@@ -204,16 +213,29 @@ func (p *pacer) next() {
 		p.burst--
 	} else {
 		p.owed += float64(r.size)
-		most := patient
-		if p.runs && p.begun.IsZero() {
-			most = p.alert
-		}
-		p.patience = min(2*p.patience, most)
+		p.patience = min(2*p.patience, p.longest(time.Now()))
 	}
 	if len(p.held) > 0 {
 		p.arm()
 	}
 	r.out()
+}
+
+// longest is the longest wait for the next read at a time. p.mu is held.
+func (p *pacer) longest(now time.Time) time.Duration {
+	switch {
+	case !p.runs || !p.begun.IsZero():
+		return patient
+	case p.isCalm(now):
+		return calmer * p.alert
+	}
+	return p.alert
+}
+
+// isCalm tells whether the guest runs, waits for nothing, and the bulk is still to
+// come. p.mu is held.
+func (p *pacer) isCalm(now time.Time) bool {
+	return p.runs && p.begun.IsZero() && now.Sub(p.asked) > calm
 }
 
 // close drops what is held: nobody waits for it any more.

@@ -83,8 +83,12 @@ func TestQuietAmongMany(t *testing.T) {
 		if got := p.count(2 * patient); got < burst || got > burst+10 {
 			t.Errorf("%d reads at once after the guest began to run, want %d and a few", got, burst)
 		}
-		if got, want := p.count(10*time.Second), 10*earlyAll/n/maxReadBytes; got < want-want/20 || got > want+want/20 {
-			t.Errorf("%d reads in ten seconds, want %d, the bound lifted before the bulk was to come", got, want)
+		const second = earlyAll / n / maxReadBytes // reads
+		if got, want := p.count(calm-2*patient), second; got < want-want/5 || got > want+want/20 {
+			t.Errorf("%d reads before it was calm, want nearly %d, the bound lifted before the bulk was to come", got, want)
+		}
+		if got, want := p.count(10*time.Second), 10*second/calmer; got < want-want/10 || got > want+want/10 {
+			t.Errorf("%d reads in ten seconds in which nothing was waited for, want %d", got, want)
 		}
 		p.hasten()
 		if got := p.count(15 * impatientMost); got < 3 {
@@ -105,9 +109,9 @@ func TestEarly(t *testing.T) {
 		p := newPaced(0, 10_000)
 		defer p.close()
 		p.run()
-		p.count(time.Second)
-		if got, want := p.count(time.Second), int(time.Second/alert); got < want-want/20 || got > want+want/20 {
-			t.Errorf("%d reads in a second, want %d", got, want)
+		p.count(calm / 2)
+		if got, want := p.count(calm/2), int(calm/2/alert); got < want-want/20 || got > want+want/20 {
+			t.Errorf("%d reads in half a second, want %d", got, want)
 		}
 	})
 }
