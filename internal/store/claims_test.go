@@ -18,7 +18,8 @@ import (
 func TestBaseOfClaimedZeros(t *testing.T) {
 	t.Parallel()
 	x := newExhibit(t)
-	im, err := x.s.Image(t.Context(), x.ids[0])
+	s := openStore(t, x.b) // which has not written it
+	im, err := s.Image(t.Context(), x.ids[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +30,7 @@ func TestBaseOfClaimedZeros(t *testing.T) {
 	if b, err := im.Base(t.Context()); !fault.Is(err, fault.Damaged) {
 		t.Errorf("it is given: %v, %v", b != nil, err)
 	}
-	if r, err := x.s.Image(t.Context(), x.ids[0]); err != nil {
+	if r, err := s.Image(t.Context(), x.ids[0]); err != nil {
 		t.Error(err)
 	} else {
 		defer r.Close()

@@ -95,12 +95,15 @@ const maxZeros = 16 << 20
 // Base gives the identities and cheap hashes of the pages, for the next capture
 // of a state that descends from this one.
 func (im *Image) Base(ctx context.Context) (*engine.Base, error) {
+	if kept := im.vault.bases.get(im.id); kept != nil {
+		return kept, nil
+	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	return im.loadBase(ctx)
 }
 
-// loadBase must be called with mu held.
+// loadBase is Base from what is stored, verified. It must be called with mu held.
 func (im *Image) loadBase(ctx context.Context) (*engine.Base, error) {
 	if im.base != nil {
 		return im.base, nil

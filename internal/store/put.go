@@ -78,6 +78,7 @@ func (s *Store) Put(ctx context.Context, req PutRequest) (id string, _ *Manifest
 		return "", nil, noSpace(err, req.Manifest.Checkpoint)
 	}
 	s.learn(p.w.ID(), p.refers, m, p.packed)
+	s.vault.bases.add(p.w.ID(), &engine.Base{Ranges: req.Capture.Ranges, Hashes: p.cheap, Seed: p.seed})
 	return p.w.ID(), m, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -230,6 +231,20 @@ func check(t testing.TB, s *Store, id string, want content, rng *rand.Rand) {
 	}
 }
 
+func baseOf(t *testing.T, s *Store, id string) *engine.Base {
+	t.Helper()
+	im, err := s.Image(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	b, err := im.Base(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 func compare(t testing.TB, im Checkpoint, want content, rng *rand.Rand) {
 	t.Helper()
 	for i, name := range fileNames {
@@ -300,6 +315,9 @@ func TestRoundTrip(t *testing.T) {
 		for id, c := range want {
 			check(t, s, id, c, rng)
 			check(t, other, id, c, rng)
+			if kept, read := baseOf(t, s, id), baseOf(t, other, id); !reflect.DeepEqual(kept, read) {
+				t.Errorf("the next capture on %s is compared with %+v, and by a server that knows nothing with %+v", id, kept, read)
+			}
 		}
 	}
 	for id := range want {

@@ -20,6 +20,7 @@ type vault struct {
 	keys   *seal.Keys   // nil: nothing is sealed
 	cache  *cache.Cache // nil: there is none
 	remote bool
+	bases  bases
 	end    func() // gives back what the bucket holds; nil: nothing
 }
 
