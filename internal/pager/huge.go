@@ -68,10 +68,15 @@ func makePresent(mem []byte) {
 // first and last page say.
 func present(mem []byte) bool {
 	var in [hugePage / pageSize]byte
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(mem))), uintptr(len(mem)), uintptr(unsafe.Pointer(&in))); errno != 0 {
-		return false
+	return incore(mem, in[:]) == nil && in[0] != 0 && in[len(in)-1] != 0
+}
+
+// incore tells of each page of mem whether it is in memory: 1, or 0 (mincore(2)).
+func incore(mem, in []byte) error {
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(mem))), uintptr(len(mem)), uintptr(unsafe.Pointer(unsafe.SliceData(in)))); errno != 0 {
+		return fmt.Errorf("mincore: %w", errno)
 	}
-	return in[0]&1 != 0 && in[len(in)-1]&1 != 0
+	return nil
 }
 
 // makeHuge brings memory into memory as a huge page, and tells what CPU time it took.

@@ -3,6 +3,7 @@
 package pager
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
@@ -88,13 +89,33 @@ func (m *Mapping) extents(size int64) iter.Seq[Extent] {
 			if err != nil || start >= size {
 				return // no more
 			}
-			end, err := unix.Seek(fd, start, unix.SEEK_HOLE)
-			if err != nil || !yield(Extent{start, min(end, size)}) {
+			off = min(m.hole(start, size), size)
+			if !yield(Extent{start, off}) {
 				return
 			}
-			off = end
 		}
 	}
+}
+
+// hole gives the first page behind one that the file has, before an offset, that it
+// does not have. lseek(2) with SEEK_HOLE takes 25 ns for each page until there; this
+// takes a fifth of that for those that are in this process' page tables, which all
+// are but for the first time. Of a hole it takes longer: there it looks at little.
+func (m *Mapping) hole(start, size int64) int64 {
+	const least, most = 16, 256 // pages
+	var in [most]byte
+	at := start + pageSize
+	for n := int64(least); at < size; n = min(2*n, most) {
+		n = min(n, (size-at+pageSize-1)/pageSize)
+		if incore(m.mem[at:at+n*pageSize], in[:n]) != nil {
+			return at
+		}
+		if i := bytes.IndexByte(in[:n], 0); i >= 0 {
+			return at + int64(i)*pageSize
+		}
+		at += n * pageSize
+	}
+	return at
 }
 
 // bytes are the file as it was when it was last populated.

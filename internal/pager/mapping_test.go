@@ -6,7 +6,9 @@ import (
 	"bufio"
 	"fmt"
 	"iter"
+	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -70,6 +72,50 @@ func TestMappingFollowsItsFile(t *testing.T) {
 	m.Populate()
 	if got := m.bytes(); len(got) != 4*pageSize || got[0] != 2 || got[3*pageSize] != 3 || mapped(t, got) != 2*pageSize {
 		t.Errorf("%d bytes", len(got))
+	}
+}
+
+// What a file holds is told to the page, also of what was written or given back since
+// it was mapped.
+func TestExtents(t *testing.T) {
+	t.Parallel()
+	const pages = 3000
+	rng := rand.New(rand.NewPCG(1, 2))
+	f, mem := memory(t, pages*pageSize)
+	has := make([]bool, pages)
+	m := mapFile(t, f)
+	for round := range 40 {
+		for range 10 {
+			from, write := rng.IntN(pages), rng.IntN(3) > 0
+			to := min(pages, from+1+rng.IntN(1<<rng.IntN(12)))
+			for i := from; i < to; i++ {
+				if has[i] = write; write {
+					mem[i*pageSize] = 1
+				}
+			}
+			if !write {
+				if err := unix.Madvise(mem[from*pageSize:to*pageSize], unix.MADV_REMOVE); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var want []Extent
+		for i := range has {
+			switch n := len(want); {
+			case !has[i]:
+			case n > 0 && want[n-1].End == int64(i*pageSize):
+				want[n-1].End += pageSize
+			default:
+				want = append(want, Extent{int64(i * pageSize), int64((i + 1) * pageSize)})
+			}
+		}
+		got := m.Extents()
+		if round%2 == 0 {
+			got = m.Populate()
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("round %d: it holds\n%v, not\n%v", round, got, want)
+		}
 	}
 }
 
