@@ -155,10 +155,11 @@ func readBase() (*engine.Base, error) {
 	if err != nil {
 		return nil, fmt.Errorf("helper: the base of a capture: %w", err)
 	}
-	raw := make([]byte, st.Size())
-	if _, err := f.ReadAt(raw, 0); err != nil {
+	raw, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
 		return nil, fmt.Errorf("helper: reading the base of a capture: %w", err)
 	}
+	defer func() { _ = unix.Munmap(raw) }() // it is one
 	base, err := pageset.DecodeBase(raw)
 	if err != nil {
 		return nil, fmt.Errorf("helper: the base of a capture: %w", err)
