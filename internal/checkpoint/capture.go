@@ -66,17 +66,16 @@ func (s *Service) capture(ctx context.Context, op *sandbox.Operation, c *meta.Ch
 		return nil, err
 	}
 	c.ParentID = sb.LastCheckpoint
-	p := s.openParent(ctx, c.ParentID)
-	defer p.close()
-	if err := s.preflight(ctx, run, c.ParentID); err != nil {
-		return nil, err
-	}
 	gen, err := s.cfg.Meta.Generation(ctx, run.Generation().ID)
 	if err != nil {
 		return nil, err
 	}
+	p := s.openParent(ctx, c.ParentID)
+	defer p.close()
 	s.hurry(gen)
-	capt, err := s.freeze(ctx, run.Process(), gen, p)
+	ctx, well, stop := s.looking(ctx, run, c.ParentID)
+	defer stop()
+	capt, err := s.freeze(ctx, run.Process(), gen, p, well)
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +152,28 @@ func endSaved(ctx context.Context, tx *meta.DB, id string) error {
 	}
 	gen.State = meta.GenerationEnding
 	return tx.UpdateGeneration(ctx, &gen)
+}
+
+// looking is preflight beside what else precedes the freeze, which it breaks off by
+// the context that it gives. well waits for it, and so does stop.
+func (s *Service) looking(ctx context.Context, run *sandbox.Run, parent string) (_ context.Context, well func() error, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	looked := make(chan struct{})
+	var sick error
+	go func() {
+		defer close(looked)
+		if sick = s.preflight(ctx, run, parent); sick != nil {
+			cancel(sick)
+		}
+	}()
+	well = func() error {
+		<-looked
+		return sick
+	}
+	return ctx, well, func() {
+		cancel(nil)
+		<-looked
+	}
 }
 
 // preflight refuses to capture a sandbox that is not well, or without room for

@@ -118,13 +118,15 @@ func (f *frozen) close() {
 }
 
 // freeze is the engine's Capture, when there is room and memory for it, of what
-// differs from the parent.
-func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation, p *parent) (*frozen, error) {
+// differs from the parent. before, unless nil, is called before anything is frozen, and
+// may refuse.
+func (s *Service) freeze(ctx context.Context, proc engine.Process, gen meta.Generation, p *parent, before func() error) (*frozen, error) {
 	r, err := s.reserve(ctx, proc, gen)
 	if err != nil {
 		return nil, err
 	}
 	return s.admitted(ctx, proc, gen, p, r, func(opts engine.CaptureOptions) (*engine.Capture, error) {
+		opts.BeforeFreeze = before
 		return s.cfg.Engine.Capture(ctx, proc, opts)
 	})
 }

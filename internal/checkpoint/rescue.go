@@ -47,7 +47,7 @@ func (s *Service) captureLost(ctx context.Context, proc engine.Process, gen meta
 	s.hurry(gen)
 	p := s.openParent(ctx, c.ParentID)
 	defer p.close()
-	capt, err := s.freeze(ctx, proc, gen, p)
+	capt, err := s.freeze(ctx, proc, gen, p, nil)
 	if err != nil {
 		return err
 	}

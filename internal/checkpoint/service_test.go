@@ -456,27 +456,43 @@ func TestKillWhileACheckpointIsStored(t *testing.T) {
 	}
 }
 
-// A sandbox whose agent does not answer is not captured.
+// A sandbox whose agent does not answer is not frozen, whatever else goes on before
+// that.
 func TestSickSandbox(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
-	sb := n.box(t, "s")
-	run, err := n.Meta.Generation(t.Context(), sb.GenerationID)
-	if err != nil {
-		t.Fatal(err)
+	for name, hung := range map[string]bool{"ready": false, "its engine hangs too": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			sb := n.box(t, "s")
+			run, err := n.Meta.Generation(t.Context(), sb.GenerationID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := decode(t, run.Process)
+			if err := n.Engine.Pause(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			var frozen atomic.Bool
+			n.Engine.Hook(func(ctx context.Context, step, _ string) error {
+				if step == sandboxtest.Ready && hung {
+					<-ctx.Done()
+					return context.Cause(ctx)
+				}
+				frozen.CompareAndSwap(false, step == sandboxtest.Capture)
+				return nil
+			})
+			_, err = n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x"})
+			if !fault.Is(err, fault.Unavailable) || fault.As(err).Hint == "" || frozen.Load() {
+				t.Errorf("create: %v, frozen: %v", err, frozen.Load())
+			}
+			n.Engine.Hook(nil)
+			if err := n.Engine.Resume(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			n.checkpoint(t, sb.ID, "x")
+		})
 	}
-	p := decode(t, run.Process)
-	if err := n.Engine.Pause(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
-	_, err = n.checkpoints.Create(t.Context(), n.Org, sb.ID, checkpoint.CreateRequest{Name: "x"})
-	if !fault.Is(err, fault.Unavailable) || fault.As(err).Hint == "" {
-		t.Errorf("create: %v", err)
-	}
-	if err := n.Engine.Resume(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
-	n.checkpoint(t, sb.ID, "x")
 }
 
 func TestDelete(t *testing.T) {
