@@ -24,13 +24,14 @@ const (
 	spaceMargin = 64 << 20
 )
 
-// makeOf makes the checkpoint of c's row in the sandbox's turn: durable, and marked
-// ready. A kill ends it as long as there is no capture. What is captured is stored
-// all the same: others may have been told of it, and it needs nothing of the sandbox
-// any more. made hears of the capture before it is stored; its context ends with the turn.
-func (s *Service) makeOf(ctx context.Context, c *meta.Checkpoint, made func(context.Context, *frozen)) error {
+// make captures and stores the checkpoint of a processing row, in the sandbox's turn,
+// and settles the row. A kill ends it as long as there is no capture. What is captured
+// is stored all the same: others may have been told of it, and it needs nothing of the
+// sandbox any more. made hears of the capture before it is stored; its context ends
+// with the turn.
+func (s *Service) make(ctx context.Context, c *meta.Checkpoint, made func(context.Context, *frozen)) error {
 	stored := make(chan struct{})
-	var result error
+	var kept error
 	err := s.cfg.Sandboxes.Operate(ctx, c.SandboxID, "checkpoint", func(turn context.Context, op *sandbox.Operation) error {
 		capt, err := s.capture(turn, op, c)
 		if err != nil {
@@ -40,7 +41,7 @@ func (s *Service) makeOf(ctx context.Context, c *meta.Checkpoint, made func(cont
 		go func() {
 			defer close(stored)
 			defer capt.close()
-			result = s.keep(ctx, capt, c, true)
+			kept = s.keep(ctx, capt, c, true)
 		}()
 		select {
 		case <-stored:
@@ -48,11 +49,15 @@ func (s *Service) makeOf(ctx context.Context, c *meta.Checkpoint, made func(cont
 		}
 		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		<-stored
+		err = kept
 	}
-	<-stored
-	return result
+	if err != nil {
+		s.fail(ctx, c, err)
+		err = explain(err, "the checkpoint of sandbox %s failed", c.SandboxID)
+	}
+	return err
 }
 
 // capture captures the sandbox's run for c's row.

@@ -98,7 +98,7 @@ func (f *forking) make(ctx context.Context) {
 	told := sync.OnceFunc(func() { close(f.frozen) })
 	defer told()
 	c := f.c
-	err := f.s.makeOf(ctx, &c, func(turn context.Context, capt *frozen) {
+	f.err = f.s.make(ctx, &c, func(turn context.Context, capt *frozen) {
 		capt.hold()
 		f.capt = capt
 		told()
@@ -108,10 +108,6 @@ func (f *forking) make(ctx context.Context) {
 		case <-turn.Done():
 		}
 	})
-	if err != nil {
-		f.s.fail(f.s.ctx, &c, err)
-		f.err = explain(err, "the checkpoint of sandbox %s failed", c.SandboxID)
-	}
 }
 
 // spawn makes the sandboxes of the capture, or of the stored checkpoint where the

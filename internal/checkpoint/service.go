@@ -165,7 +165,7 @@ func (s *Service) Create(ctx context.Context, orgID, sandboxID string, req Creat
 	killpoint.Here(killpoint.CheckpointRow)
 	done := make(chan error, 1)
 	s.wg.Go(func() {
-		err := s.make(s.ctx, &c, req.Progress)
+		err := s.make(s.ctx, &c, func(_ context.Context, capt *frozen) { capt.progress = req.Progress })
 		if err == nil && keep > 0 {
 			s.trim(s.ctx, c, keep)
 		}
@@ -234,17 +234,6 @@ func (s *Service) insert(ctx context.Context, c *meta.Checkpoint, sb meta.Sandbo
 	c.Status, c.Template, c.Envs = meta.CheckpointProcessing, sb.Template, sb.Envs
 	c.CPUs, c.MemoryMB, c.DiskMB = sb.CPUs, sb.MemoryMB, sb.DiskMB
 	return s.cfg.Meta.InsertCheckpoint(ctx, c, limit)
-}
-
-// make captures and stores the checkpoint of a processing row, in the
-// sandbox's turn, and settles the row.
-func (s *Service) make(ctx context.Context, c *meta.Checkpoint, progress func(done, total int64)) error {
-	err := s.makeOf(ctx, c, func(_ context.Context, capt *frozen) { capt.progress = progress })
-	if err != nil {
-		s.fail(ctx, c, err)
-		err = explain(err, "the checkpoint of sandbox %s failed", c.SandboxID)
-	}
-	return err
 }
 
 // explain makes a failure of ours one that says what failed, and why.
