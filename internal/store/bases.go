@@ -9,8 +9,9 @@ import (
 	"github.com/opencomputer/oc/internal/engine"
 )
 
-// keptBases bounds the hashes that are kept, in bytes: those of 8 GiB of memory.
-const keptBases = 16 << 20
+// keptBases bounds the hashes that are kept, in bytes: those of 4 GiB of memory. The
+// server has little else in memory.
+const keptBases = 8 << 20
 
 // bases keeps the hashes of the checkpoints that this process stored last. The next
 // capture of the same sandbox is compared with them, and waits for them before it
