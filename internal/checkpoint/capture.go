@@ -113,7 +113,7 @@ func (s *Service) keep(ctx context.Context, capt *frozen, c *meta.Checkpoint, he
 	if req.ImagePath, err = s.cfg.Images.Path(ctx, img.Hash); err != nil {
 		return err
 	}
-	req.EnginePath, _ = s.cfg.Engine.BuildFile(proc.Build) // there: an engine runs from it
+	req.EnginePath, _ = s.cfg.Engine.BuildFile(proc.Build) // there: what an engine ever ran from is kept
 	object, m, err := s.put(ctx, req)
 	if err != nil {
 		return err

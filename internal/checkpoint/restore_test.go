@@ -481,19 +481,27 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// loadingFork forks a sandbox in state "seed"; the fork loads until it is let go.
+func (n *node) loadingFork(t *testing.T) (source meta.Sandbox, c meta.Checkpoint, fork meta.Sandbox, letGo func()) {
+	t.Helper()
+	n.Engine.Files = true
+	source = n.box(t, "seed")
+	_, letGo = n.holdAt(sandboxtest.Load)
+	c, made, err := n.checkpoints.Fork(t.Context(), n.Org, source.ID, checkpoint.SpawnRequest{})
+	if err != nil || len(made) != 1 || n.GetState(t, made[0].ID) != "seed" {
+		letGo()
+		t.Fatalf("%+v, %d, %v", c, len(made), err)
+	}
+	return source, c, made[0], letGo
+}
+
 // A fork's sandboxes load from the captured memory on their own: the end of the
 // server waits for no load, and gives the memory back.
 func TestForkLoadsOnWithoutTheServer(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	n.Engine.Files = true
-	sb := n.box(t, "seed")
-	_, letGo := n.holdAt(sandboxtest.Load)
+	_, c, _, letGo := n.loadingFork(t)
 	defer letGo()
-	c, made, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{})
-	if err != nil || len(made) != 1 || n.GetState(t, made[0].ID) != "seed" {
-		t.Fatalf("%+v, %d, %v", c, len(made), err)
-	}
 	sandboxtest.Eventually(t, "the checkpoint is ready", func() bool { return n.row(t, c.ID).Status == meta.CheckpointReady })
 	if held := n.Engine.Captures.Load(); held != 1 {
 		t.Errorf("%d captures are held while the fork loads", held)
@@ -543,20 +551,17 @@ func TestForkIsStoredWhileItsSandboxesComeUp(t *testing.T) {
 func TestKillAfterAFork(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	n.Engine.Files = true
-	sb := n.box(t, "seed")
-	_, letGo := n.holdAt(sandboxtest.Load)
+	sb, c, made, letGo := n.loadingFork(t)
 	defer letGo()
-	c, made, err := n.checkpoints.Fork(t.Context(), n.Org, sb.ID, checkpoint.SpawnRequest{})
-	if err != nil || c.Status != meta.CheckpointProcessing {
-		t.Fatalf("%+v: %v", c, err)
+	if c.Status != meta.CheckpointProcessing {
+		t.Fatalf("%+v", c)
 	}
 	if err := n.sandboxes.Kill(t.Context(), n.Org, sb.ID); err != nil {
 		t.Fatal(err)
 	}
 	sandboxtest.Eventually(t, "the checkpoint is ready", func() bool { return n.row(t, c.ID).Status == meta.CheckpointReady })
 	letGo()
-	for _, id := range []string{made[0].ID, n.spawn(t, c.ID).ID} {
+	for _, id := range []string{made.ID, n.spawn(t, c.ID).ID} {
 		if got := n.GetState(t, id); got != "seed" {
 			t.Errorf("%s is in state %q", id, got)
 		}

@@ -26,7 +26,10 @@ type keptBase struct {
 	base   *engine.Base
 }
 
-func (b keptBase) bytes() int { return 8 * len(b.base.Hashes) }
+func (b keptBase) bytes() int {
+	const hash, pageRange = 8, 24
+	return hash*len(b.base.Hashes) + pageRange*len(b.base.Ranges)
+}
 
 // add keeps the base that an object is, in the place of the oldest ones.
 func (k *bases) add(object string, b *engine.Base) {

@@ -16,15 +16,8 @@ import (
 // gets it.
 func handOver(t *testing.T, s *Store, c content, base string) (where string, files []*os.File) {
 	t.Helper()
-	im, err := s.Image(t.Context(), base)
-	if err != nil {
-		t.Fatal(err)
-	}
+	im, b := openBase(t, s, base)
 	defer im.Close()
-	b, err := im.Base(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	capt := c.capture(b)
 	inFile := func(r io.ReaderAt) *os.File {
 		f, err := os.CreateTemp(t.TempDir(), "")

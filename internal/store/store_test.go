@@ -231,18 +231,19 @@ func check(t testing.TB, s *Store, id string, want content, rng *rand.Rand) {
 	}
 }
 
-func baseOf(t *testing.T, s *Store, id string) *engine.Base {
+// openBase opens a checkpoint, to be closed, and what captures on it are compared with.
+func openBase(t *testing.T, s *Store, id string) (*Image, *engine.Base) {
 	t.Helper()
 	im, err := s.Image(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer im.Close()
 	b, err := im.Base(t.Context())
 	if err != nil {
+		im.Close()
 		t.Fatal(err)
 	}
-	return b
+	return im, b
 }
 
 func compare(t testing.TB, im Checkpoint, want content, rng *rand.Rand) {
@@ -315,7 +316,11 @@ func TestRoundTrip(t *testing.T) {
 		for id, c := range want {
 			check(t, s, id, c, rng)
 			check(t, other, id, c, rng)
-			if kept, read := baseOf(t, s, id), baseOf(t, other, id); !reflect.DeepEqual(kept, read) {
+			im, kept := openBase(t, s, id)
+			im.Close()
+			im, read := openBase(t, other, id)
+			im.Close()
+			if !reflect.DeepEqual(kept, read) {
 				t.Errorf("the next capture on %s is compared with %+v, and by a server that knows nothing with %+v", id, kept, read)
 			}
 		}

@@ -47,15 +47,8 @@ func newExhibit(t *testing.T) *exhibit {
 			EnginePath: engine, ImagePath: image, Capture: x.want[i].capture(nil),
 		}
 		if base != "" {
-			im, err := x.s.Image(t.Context(), base)
-			if err != nil {
-				t.Fatal(err)
-			}
+			im, b := openBase(t, x.s, base)
 			defer im.Close()
-			b, err := im.Base(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
 			req.Base, req.Capture = im, x.want[i].capture(b)
 		}
 		var err error
@@ -377,15 +370,8 @@ func TestReadWhileDeleted(t *testing.T) {
 func TestBaseGone(t *testing.T) {
 	t.Parallel()
 	x := newExhibit(t)
-	im, err := x.s.Image(t.Context(), x.ids[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	im, b := openBase(t, x.s, x.ids[0])
 	defer im.Close()
-	b, err := im.Base(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := x.want[1].capture(b)
 	for _, id := range x.ids {
 		if err := x.s.Delete(t.Context(), id); err != nil {
